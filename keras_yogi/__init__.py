@@ -1,0 +1,8 @@
+"""Adam and Yogi for Keras 3: the published update, to the digit."""
+
+from keras_yogi.optimizers.adam import Adam
+from keras_yogi.optimizers.yogi import Yogi
+
+__version__ = "0.1.0"
+
+__all__ = ["Adam", "Yogi"]

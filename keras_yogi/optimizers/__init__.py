@@ -1,0 +1,1 @@
+"""One class a file; what they compute is in `rules`, what they store is in `base`."""

@@ -1,0 +1,97 @@
+"""Adam (Kingma & Ba, 2015) and its AMSGrad variant (Reddi et al., 2018)."""
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import keras
+from keras import ops
+
+from keras_yogi.optimizers import arguments, rules
+from keras_yogi.optimizers.arguments import KerasArguments
+from keras_yogi.optimizers.base import AdaptiveOptimizer, Slots
+from keras_yogi.optimizers.rules import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_yogi")
+class Adam(AdaptiveOptimizer):
+    r"""The Adam optimizer as published, with ε outside the bias-corrected root.
+
+    With gradient g, step t = 1, 2, … and slots that start at zero:
+
+    ```
+    m ← β₁ m + (1 − β₁) g                   slot "momentum"
+    v ← v + (1 − β₂) (g² − v)               slot "velocity"
+    m̂ = m / (1 − β₁ᵗ)     v̂ = v / (1 − β₂ᵗ)
+    w ← w − η m̂ / (√v̂ + ε)
+    ```
+
+    A gradient of an Embedding that names a row several times counts as the sum of its pieces, as
+    it does for a dense gradient.
+
+    Args:
+        learning_rate: η ≥ 0: a number, a `keras.optimizers.schedules.LearningRateSchedule`, or a
+            callable without arguments. Defaults to 0.001.
+        beta_1: β₁ in [0, 1), the decay rate of the momentum. Defaults to 0.9.
+        beta_2: β₂ in [0, 1), the decay rate of the velocity. Defaults to 0.999.
+        epsilon: ε ≥ 0, in units of the gradient. Defaults to 1e-6.
+        amsgrad: divide by the largest velocity so far (slot "velocity_hat", before bias
+            correction, as in Keras and PyTorch). Defaults to False.
+        epsilon_hat: add ε to √v before the bias correction instead, as keras.optimizers.Adam
+            does: `Adam(epsilon_hat=True, epsilon=1e-7)` is that optimizer. Defaults to False.
+        skip_nonfinite: a step with a NaN or an infinity in any gradient changes nothing and is
+            counted in `skipped_steps`. Defaults to False: they reach the weights, as in Keras.
+        **keras_arguments: Keras's own: `weight_decay` (≥ 0 or None), `clipnorm`, `clipvalue`,
+            `global_clipnorm` (> 0 or None, one of the three), `use_ema`, `ema_momentum` (in
+            [0, 1]), `ema_overwrite_frequency` (≥ 1 or None), `loss_scale_factor` (> 0 or None),
+            `gradient_accumulation_steps` (≥ 2 or None), `name`.
+
+    Raises:
+        ValueError: an argument breaks its rule or is unknown.
+
+    Example:
+
+    >>> import keras, keras_yogi
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile(optimizer=keras_yogi.Adam(0.001), loss="mse")
+
+    References:
+        Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, arXiv:1412.6980:
+        Algorithm 1; section 2 for `epsilon_hat`.
+        Reddi, Kale & Kumar, "On the Convergence of Adam and Beyond", ICLR 2018,
+        arXiv:1904.09237: Algorithm 2 for `amsgrad`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
+        amsgrad: bool = False,
+        epsilon_hat: bool = False,
+        skip_nonfinite: bool = False,
+        **keras_arguments: Unpack[KerasArguments],
+    ) -> None:
+        super().__init__(
+            learning_rate, beta_1, beta_2, epsilon, epsilon_hat, skip_nonfinite, **keras_arguments
+        )
+        self.amsgrad = arguments.boolean("amsgrad", amsgrad)
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Creates the slots: "momentum" and "velocity", and "velocity_hat" with `amsgrad`."""
+        if self.built:
+            return
+        super().build(variables)
+        if self.amsgrad:
+            self._velocity_hats = self.add_optimizer_variables(variables, "velocity_hat")
+
+    def slots(self) -> dict[str, list[keras.Variable]]:
+        slots = super().slots()
+        return {**slots, "velocity_hat": self._velocity_hats} if self.amsgrad else slots
+
+    def second_moments(self, gradient: Tensor, velocity: Tensor, *others: Tensor) -> Slots:
+        velocity = rules.adam_velocity(velocity, gradient, self.beta_2)
+        return (velocity, *(ops.maximum(velocity_hat, velocity) for velocity_hat in others))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "amsgrad": self.amsgrad}

@@ -1,0 +1,215 @@
+"""What Adam and Yogi share: hyperparameters, slots, and how a rule is applied to a variable.
+
+Every use of an underscore method of Keras is in this file. There is one, `_get_variable_index`:
+the place of a model variable in the list that the optimizer was built with. Keras's own guide for
+authors of optimizers uses it, and nothing public gives the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import keras
+from keras import ops
+
+from keras_yogi.engine import gradients
+from keras_yogi.optimizers import arguments, rules
+from keras_yogi.optimizers.arguments import KerasArguments
+from keras_yogi.optimizers.rules import Tensor
+
+Slots = tuple[Tensor, ...]
+
+
+class AdaptiveOptimizer(keras.optimizers.Optimizer):
+    """Base of the optimizers that divide a momentum by the root of a velocity.
+
+    The flow of one gradient: `apply` sums repeated rows and, on request, skips a step that is not
+    finite; Keras clips, decays the weights and hands each variable to `update_step`, which reads
+    the slots, calls the rule (`new_values`) and stores what it returns. A subclass gives
+    `second_moments`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        beta_1: float,
+        beta_2: float,
+        epsilon: float,
+        epsilon_hat: bool,
+        skip_nonfinite: bool,
+        **keras_arguments: Unpack[KerasArguments],
+    ) -> None:
+        super().__init__(
+            learning_rate=arguments.learning_rate(learning_rate),
+            **arguments.keras_arguments(type(self), keras_arguments),
+        )
+        self.beta_1 = arguments.fraction("beta_1", beta_1)
+        self.beta_2 = arguments.fraction("beta_2", beta_2)
+        self.epsilon = arguments.non_negative("epsilon", epsilon)
+        self.epsilon_hat = arguments.boolean("epsilon_hat", epsilon_hat)
+        self.skip_nonfinite = arguments.boolean("skip_nonfinite", skip_nonfinite)
+
+    # Storage
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Creates the slots "momentum" and "velocity", one of each per variable.
+
+        Args:
+            variables: the model variables that the optimizer is to train.
+        """
+        if self.built:
+            return
+        super().build(variables)
+        # The attributes carry the names that keras.optimizers.Adam gives them, so that a
+        # tf.train.Checkpoint of either can be read by the other.
+        self._momentums, self._velocities = self.add_optimizer_variables(
+            variables, ["momentum", "velocity"], ["zeros", self.velocity_initializer()]
+        )
+        if self.skip_nonfinite:
+            self._skipped_steps = self.add_variable(
+                (), "zeros", "int32", "only_first_replica", name="skipped_steps"
+            )
+
+    def velocity_initializer(self) -> str | keras.initializers.Initializer:
+        """What a velocity holds before the first step."""
+        return "zeros"
+
+    def slots(self) -> dict[str, list[keras.Variable]]:
+        """The slots' names, and one variable each per model variable, in the rule's order."""
+        return {"momentum": self._momentums, "velocity": self._velocities}
+
+    def get_slot(self, variable: keras.Variable, name: str) -> Tensor:
+        """The value of a slot for one model variable.
+
+        Args:
+            variable: a model variable that the optimizer was built with.
+            name: "momentum", "velocity", or what else the optimizer keeps.
+
+        Returns:
+            A tensor of the variable's shape and dtype.
+
+        Raises:
+            ValueError: the optimizer is not built, does not know the variable, or has no such slot.
+        """
+        if not self.built:
+            raise ValueError(
+                f"`get_slot` needs an optimizer that is built: call `{self.name}.build(variables)` "
+                f"or train a step first. Received: name={name!r}"
+            )
+        arguments.one_of("name", name, self.slots())
+        try:
+            index = self._get_variable_index(variable)
+        except (KeyError, AttributeError):
+            raise arguments.reject(
+                "variable", "one of the variables that the optimizer was built with", variable
+            ) from None
+        return ops.convert_to_tensor(self.slots()[name][index])
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps `skip_nonfinite` has left out; 0 without it."""
+        return int(self._skipped_steps.numpy()) if self.built and self.skip_nonfinite else 0
+
+    # Applying gradients
+
+    def apply(
+        self,
+        grads: Sequence[Tensor | None],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
+        """Updates the variables once.
+
+        Args:
+            grads: one gradient per variable; a tensor, a tf.IndexedSlices (repeated rows are
+                summed before anything else) or None (the variable and its slots stay).
+            trainable_variables: the variables, in the order of `grads`. Defaults to those that the
+                optimizer was built with; the first call with them builds it.
+        """
+        grads = [g if g is None else gradients.with_rows_summed(g) for g in grads]
+        if not self.skip_nonfinite or not any(g is not None for g in grads):
+            super().apply(grads, trainable_variables)
+            return
+        if not self.built:  # variables cannot be made inside a condition
+            with keras.name_scope(self.name, caller=self):
+                self.build(trainable_variables)
+        known = self._trainable_variables if trainable_variables is None else trainable_variables
+        apply = super().apply
+        gradients.apply_if_finite(
+            grads,
+            lambda grads: apply(grads, trainable_variables),
+            self._skipped_steps,
+            state=[*known, *(v for v in self.variables if v is not self._skipped_steps)],
+        )
+
+    def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Any) -> None:
+        """Updates one variable and its slots: the specification of the optimizer.
+
+        Args:
+            gradient: of the variable's shape.
+            variable: a model variable that the optimizer was built with.
+            learning_rate: η, a number or a scalar tensor.
+        """
+        index = self._get_variable_index(variable)
+        slots = [of_all[index] for of_all in self.slots().values()]
+
+        # Half precision holds neither 1 − β₂ = 0.001 next to 1 nor ε = 1e-8: compute in float32,
+        # round once when storing. float64 stays float64 throughout.
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
+        gradient, weights, *values = [
+            ops.cast(x, dtype) for x in (gradients.with_rows_summed(gradient), variable, *slots)
+        ]
+        new_weights, new_slots = self.new_values(
+            gradient,
+            weights,
+            tuple(values),
+            ops.convert_to_tensor(learning_rate, dtype),
+            ops.cast(self.iterations + 1, dtype),
+        )
+        for slot, value in zip(slots, new_slots, strict=True):
+            self.assign(slot, value)
+        self.assign(variable, new_weights)
+
+    # The rule
+
+    def new_values(
+        self, gradient: Tensor, weights: Tensor, slots: Slots, learning_rate: Tensor, step: Tensor
+    ) -> tuple[Tensor, Slots]:
+        """The rule: new weights and new slots. A pure function of tensors of one dtype.
+
+        Args:
+            gradient, weights: tensors of one shape.
+            slots: the values of `slots()`, in that order, of the same shape.
+            learning_rate: η, a scalar.
+            step: t = 1, 2, …, a scalar.
+        """
+        momentum, *second = slots
+        momentum = rules.moving_average(momentum, gradient, self.beta_1)
+        second = self.second_moments(gradient, *second)
+        rate = rules.learning_rate_per_weight(
+            second[-1],
+            learning_rate,
+            rules.bias_correction(self.beta_1, step),
+            rules.bias_correction(self.beta_2, step),
+            self.epsilon,
+            self.epsilon_hat,
+        )
+        return self.descend(weights, momentum, rate), (momentum, *second)
+
+    def second_moments(self, gradient: Tensor, velocity: Tensor, *others: Tensor) -> Slots:
+        """New values of the slots after the momentum; the root is taken of the last."""
+        raise NotImplementedError
+
+    def descend(self, weights: Tensor, momentum: Tensor, rate: Tensor) -> Tensor:
+        """New weights, given what each weight's momentum is to be multiplied with."""
+        return weights - rate * momentum
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as Keras serializes them."""
+        return {
+            **super().get_config(),
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+            "epsilon_hat": self.epsilon_hat,
+            "skip_nonfinite": self.skip_nonfinite,
+        }

@@ -1,0 +1,118 @@
+"""Yogi (Zaheer et al., 2018)."""
+
+from typing import Any, Unpack
+
+import keras
+
+from keras_yogi.optimizers import arguments, rules
+from keras_yogi.optimizers.arguments import KerasArguments
+from keras_yogi.optimizers.base import AdaptiveOptimizer, Slots
+from keras_yogi.optimizers.rules import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_yogi")
+class Yogi(AdaptiveOptimizer):
+    r"""The Yogi optimizer: Adam whose velocity cannot forget faster than the gradient allows.
+
+    With gradient g, step t = 1, 2, …, m₀ = 0 and v₀ = `initial_accumulator_value`:
+
+    ```
+    m ← β₁ m + (1 − β₁) g                   slot "momentum"
+    v ← v + (1 − β₂) sign(g² − v) g²        slot "velocity"
+    m̂ = m / (1 − β₁ᵗ)     v̂ = v / (1 − β₂ᵗ)
+    w ← w − η m̂ / (√v̂ + ε)
+    ```
+
+    Adam's velocity decays at the rate β₂ whatever the gradient is; where gradients are sparse, it
+    forgets, and the effective learning rate η / (√v̂ + ε) explodes. Yogi's v moves by at most
+    (1 − β₂) g² a step, and not at all on a zero gradient.
+
+    A gradient of an Embedding that names a row several times counts as the sum of its pieces, as
+    it does for a dense gradient.
+
+    Args:
+        learning_rate: η ≥ 0: a number, a `keras.optimizers.schedules.LearningRateSchedule`, or a
+            callable without arguments. Defaults to 0.01.
+        beta_1: β₁ in [0, 1), the decay rate of the momentum. Defaults to 0.9.
+        beta_2: β₂ in [0, 1), the decay rate of the velocity. Defaults to 0.999.
+        epsilon: ε ≥ 0, in units of the gradient. Defaults to 1e-3.
+        initial_accumulator_value: v₀ ≥ 0, in units of the squared gradient. Defaults to 1e-6,
+            TensorFlow Addons' value, which the paper's first author chose; 0.0 is the textbook's.
+        activation: "sign", or "tanh" for TensorFlow Addons' tanh(10 (g² − v)) in the place of
+            the sign. Defaults to "sign".
+        l1_regularization_strength: ≥ 0. After the step, each weight moves towards zero by this
+            times its effective learning rate (η / (1 − β₁ᵗ)) / (√v̂ + ε), and stops there: the
+            proximal step of TensorFlow Addons. Defaults to 0.0.
+        l2_regularization_strength: ≥ 0. After the step, each weight is divided by 1 + this times
+            the same rate. Defaults to 0.0.
+        epsilon_hat: add ε to √v before the bias correction instead, as TensorFlow Addons does.
+            Defaults to False.
+        skip_nonfinite: a step with a NaN or an infinity in any gradient changes nothing and is
+            counted in `skipped_steps`. Defaults to False: they reach the weights, as in Keras.
+        **keras_arguments: Keras's own: `weight_decay` (≥ 0 or None), `clipnorm`, `clipvalue`,
+            `global_clipnorm` (> 0 or None, one of the three), `use_ema`, `ema_momentum` (in
+            [0, 1]), `ema_overwrite_frequency` (≥ 1 or None), `loss_scale_factor` (> 0 or None),
+            `gradient_accumulation_steps` (≥ 2 or None), `name`.
+
+    Raises:
+        ValueError: an argument breaks its rule or is unknown.
+
+    Example:
+
+    >>> import keras, keras_yogi
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile(optimizer=keras_yogi.Yogi(0.01), loss="mse")
+
+    References:
+        Zaheer, Reddi, Sachan, Kale & Kumar, "Adaptive Methods for Nonconvex Optimization",
+        NeurIPS 2018: Algorithm 2. The paper has no bias correction; its authors' code and every
+        library divide by it, and so does this class.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-3,
+        initial_accumulator_value: float = 1e-6,
+        activation: str = "sign",
+        l1_regularization_strength: float = 0.0,
+        l2_regularization_strength: float = 0.0,
+        epsilon_hat: bool = False,
+        skip_nonfinite: bool = False,
+        **keras_arguments: Unpack[KerasArguments],
+    ) -> None:
+        super().__init__(
+            learning_rate, beta_1, beta_2, epsilon, epsilon_hat, skip_nonfinite, **keras_arguments
+        )
+        self.initial_accumulator_value = arguments.non_negative(
+            "initial_accumulator_value", initial_accumulator_value
+        )
+        self.activation = arguments.one_of("activation", activation, ("sign", "tanh"))
+        self.l1_regularization_strength = arguments.non_negative(
+            "l1_regularization_strength", l1_regularization_strength
+        )
+        self.l2_regularization_strength = arguments.non_negative(
+            "l2_regularization_strength", l2_regularization_strength
+        )
+
+    def velocity_initializer(self) -> keras.initializers.Initializer:
+        return keras.initializers.Constant(self.initial_accumulator_value)
+
+    def second_moments(self, gradient: Tensor, velocity: Tensor, *others: Tensor) -> Slots:
+        return (rules.yogi_velocity(velocity, gradient, self.beta_2, self.activation),)
+
+    def descend(self, weights: Tensor, momentum: Tensor, rate: Tensor) -> Tensor:
+        weights = super().descend(weights, momentum, rate)
+        l1, l2 = self.l1_regularization_strength, self.l2_regularization_strength
+        return rules.proximal(weights, rate, l1, l2) if l1 or l2 else weights
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "initial_accumulator_value": self.initial_accumulator_value,
+            "activation": self.activation,
+            "l1_regularization_strength": self.l1_regularization_strength,
+            "l2_regularization_strength": self.l2_regularization_strength,
+        }
