@@ -49,7 +49,6 @@ class Adam(AdaptiveOptimizer):
         ValueError: an argument breaks its rule or is unknown.
 
     Example:
-
     >>> import keras, keras_yogi
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     >>> model.compile(optimizer=keras_yogi.Adam(0.001), loss="mse")

@@ -1,8 +1,8 @@
 """What Adam and Yogi share: hyperparameters, slots, and how a rule is applied to a variable.
 
-Every use of an underscore method of Keras is in this file. There is one, `_get_variable_index`:
-the place of a model variable in the list that the optimizer was built with. Keras's own guide for
-authors of optimizers uses it, and nothing public gives the same.
+Every use of an underscore name of Keras is in this file, because nothing public gives the same:
+`_get_variable_index`, the place of a model variable in the list that the optimizer was built with
+(Keras's own guide for authors of optimizers uses it), and `_trainable_variables`, that list.
 """
 
 from collections.abc import Sequence
@@ -125,19 +125,23 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
                 optimizer was built with; the first call with them builds it.
         """
         grads = [g if g is None else gradients.with_rows_summed(g) for g in grads]
-        if not self.skip_nonfinite or not any(g is not None for g in grads):
-            super().apply(grads, trainable_variables)
-            return
-        if not self.built:  # variables cannot be made inside a condition
+        if self.skip_nonfinite and not self.built and trainable_variables is not None:
+            # Here, because variables cannot be made inside a condition.
             with keras.name_scope(self.name, caller=self):
-                self.build(trainable_variables)
-        known = self._trainable_variables if trainable_variables is None else trainable_variables
+                self.build(list(trainable_variables))
         apply = super().apply
+        if not self.skip_nonfinite or not self.built or all(g is None for g in grads):
+            apply(grads, trainable_variables)
+            return
         gradients.apply_if_finite(
             grads,
             lambda grads: apply(grads, trainable_variables),
             self._skipped_steps,
-            state=[*known, *(v for v in self.variables if v is not self._skipped_steps)],
+            state=[
+                v
+                for v in (*self._trainable_variables, *self.variables)
+                if v is not self._skipped_steps
+            ],
         )
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Any) -> None:
@@ -177,14 +181,14 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """The rule: new weights and new slots. A pure function of tensors of one dtype.
 
         Args:
-            gradient, weights: tensors of one shape.
+            gradient: g.
+            weights: w, of the gradient's shape.
             slots: the values of `slots()`, in that order, of the same shape.
             learning_rate: η, a scalar.
             step: t = 1, 2, …, a scalar.
         """
-        momentum, *second = slots
-        momentum = rules.moving_average(momentum, gradient, self.beta_1)
-        second = self.second_moments(gradient, *second)
+        momentum = rules.moving_average(slots[0], gradient, self.beta_1)
+        second = self.second_moments(gradient, *slots[1:])
         rate = rules.learning_rate_per_weight(
             second[-1],
             learning_rate,

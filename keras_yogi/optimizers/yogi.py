@@ -58,15 +58,14 @@ class Yogi(AdaptiveOptimizer):
         ValueError: an argument breaks its rule or is unknown.
 
     Example:
-
     >>> import keras, keras_yogi
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     >>> model.compile(optimizer=keras_yogi.Yogi(0.01), loss="mse")
 
     References:
         Zaheer, Reddi, Sachan, Kale & Kumar, "Adaptive Methods for Nonconvex Optimization",
-        NeurIPS 2018: Algorithm 2. The paper has no bias correction; its authors' code and every
-        library divide by it, and so does this class.
+        NeurIPS 2018: Algorithm 2. The paper's algorithm has no bias correction; the version
+        that its first author gave to TensorFlow Addons has it, and so has every later one.
     """
 
     def __init__(
