@@ -2,7 +2,8 @@
 
 from keras_yogi.optimizers.adam import Adam
 from keras_yogi.optimizers.yogi import Yogi
+from keras_yogi.warm_start import warm_start
 
 __version__ = "0.1.0"
 
-__all__ = ["Adam", "Yogi"]
+__all__ = ["Adam", "Yogi", "warm_start"]

@@ -5,16 +5,19 @@ Every use of an underscore name of Keras is in this file, because nothing public
 (Keras's own guide for authors of optimizers uses it), and `_trainable_variables`, that list.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Unpack
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_yogi.engine import gradients
+from keras_yogi.engine.state import HiddenScalar
 from keras_yogi.optimizers import arguments, rules
 from keras_yogi.optimizers.arguments import KerasArguments
-from keras_yogi.optimizers.rules import Tensor
+from keras_yogi.optimizers.rules import StepScalars, Tensor
 
 Slots = tuple[Tensor, ...]
 
@@ -47,6 +50,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         self.epsilon = arguments.non_negative("epsilon", epsilon)
         self.epsilon_hat = arguments.boolean("epsilon_hat", epsilon_hat)
         self.skip_nonfinite = arguments.boolean("skip_nonfinite", skip_nonfinite)
+        # How much of β₂ᵗ is to be taken off 1 to correct v: all of it; none after `warm_start`.
+        self._velocity_bias = HiddenScalar(1.0)
 
     # Storage
 
@@ -62,16 +67,16 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         # The attributes carry the names that keras.optimizers.Adam gives them, so that a
         # tf.train.Checkpoint of either can be read by the other.
         self._momentums, self._velocities = self.add_optimizer_variables(
-            variables, ["momentum", "velocity"], ["zeros", self.velocity_initializer()]
+            variables, ["momentum", "velocity"], ["zeros", self.initial_velocity]
         )
         if self.skip_nonfinite:
             self._skipped_steps = self.add_variable(
                 (), "zeros", "int32", "only_first_replica", name="skipped_steps"
             )
 
-    def velocity_initializer(self) -> str | keras.initializers.Initializer:
-        """What a velocity holds before the first step."""
-        return "zeros"
+    def initial_velocity(self, shape: Sequence[int], dtype: str) -> Tensor:
+        """What a velocity holds before the first step: a Keras initializer."""
+        return ops.zeros(shape, dtype)
 
     def slots(self) -> dict[str, list[keras.Variable]]:
         """The slots' names, and one variable each per model variable, in the rule's order."""
@@ -90,9 +95,12 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         Raises:
             ValueError: the optimizer is not built, does not know the variable, or has no such slot.
         """
+        return ops.copy(self._slot(variable, name))
+
+    def _slot(self, variable: keras.Variable, name: str) -> keras.Variable:
         if not self.built:
             raise ValueError(
-                f"`get_slot` needs an optimizer that is built: call `{self.name}.build(variables)` "
+                f"Slots need an optimizer that is built: call `{self.name}.build(variables)` "
                 f"or train a step first. Received: name={name!r}"
             )
         arguments.one_of("name", name, self.slots())
@@ -102,12 +110,77 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             raise arguments.reject(
                 "variable", "one of the variables that the optimizer was built with", variable
             ) from None
-        return ops.convert_to_tensor(self.slots()[name][index])
+        return self.slots()[name][index]
 
     @property
     def skipped_steps(self) -> int:
         """How many steps `skip_nonfinite` has left out; 0 without it."""
         return int(self._skipped_steps.numpy()) if self.built and self.skip_nonfinite else 0
+
+    def set_slot(self, variable: keras.Variable, name: str, value: Tensor) -> None:
+        """Overwrites a slot of one model variable; arguments and errors as in `get_slot`.
+
+        Args:
+            variable: a model variable that the optimizer was built with.
+            name: "momentum", "velocity", or what else the optimizer keeps.
+            value: of the variable's shape.
+        """
+        self._slot(variable, name).assign(value)
+
+    def start_from_unbiased_velocity(self) -> None:
+        """From now on v̂ = v: the velocity holds what it should, and needs no correction."""
+        self._velocity_bias.assign(0.0)
+
+    def _indexed_variables(self) -> list[keras.Variable]:
+        """What files keep by number: exactly what Keras's own Adam keeps, in its order."""
+        counter = self._skipped_steps if self.built and self.skip_nonfinite else None
+        return [v for v in self.variables if v is not counter]
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes the state into `store`, as Keras asks when a model is saved.
+
+        Args:
+            store: maps names to arrays.
+        """
+        for index, variable in enumerate(self._indexed_variables()):
+            store[str(index)] = variable.numpy()
+        if self.skipped_steps:
+            store["skipped_steps"] = np.array(self.skipped_steps)
+        if float(self._velocity_bias.value) != 1.0:
+            store["velocity_bias"] = np.array(float(self._velocity_bias.value))
+
+    def load_own_variables(self, store: Any) -> None:
+        """Takes the state from `store`, all of it or, with a warning or an error, nothing.
+
+        Args:
+            store: what `save_own_variables` of this class or of keras.optimizers.Adam has filled.
+
+        Raises:
+            ValueError: an array has another shape than the variable that it is for.
+        """
+        saved = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
+        skipped_steps = int(saved.pop("skipped_steps", 0))
+        velocity_bias = float(saved.pop("velocity_bias", 1.0))
+        variables = self._indexed_variables()
+        if len(saved) != len(variables):
+            hint = "" if self.built else " It has not been built yet: train or build it first."
+            warnings.warn(
+                f"Nothing was loaded into optimizer '{self.name}', because it has "
+                f"{len(variables)} variables, and the saved one has {len(saved)}.{hint}",
+                stacklevel=2,
+            )
+            return
+        for index, variable in enumerate(variables):
+            if tuple(variable.shape) != saved[str(index)].shape:
+                raise ValueError(
+                    f"`{variable.path}` must be loaded from an array of its shape "
+                    f"{tuple(variable.shape)}. Received: shape {saved[str(index)].shape}"
+                )
+        for index, variable in enumerate(variables):
+            variable.assign(saved[str(index)])
+        if self.built and self.skip_nonfinite:
+            self._skipped_steps.assign(skipped_steps)
+        self._velocity_bias.assign(velocity_bias)
 
     # Applying gradients
 
@@ -166,17 +239,28 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             gradient,
             weights,
             tuple(values),
-            ops.convert_to_tensor(learning_rate, dtype),
-            ops.cast(self.iterations + 1, dtype),
+            self.step_scalars(learning_rate, dtype),
         )
         for slot, value in zip(slots, new_slots, strict=True):
             self.assign(slot, value)
         self.assign(variable, new_weights)
 
+    def step_scalars(self, learning_rate: Any, dtype: str) -> StepScalars:
+        """What the rule needs to know of the step that is being made."""
+        step = ops.cast(self.iterations + 1, dtype)
+        # 1 − β₂ᵗ, or 1 where the velocity did not start from zero but from where it belongs
+        bias = ops.cast(self._velocity_bias.value, dtype)
+        correction_2 = rules.bias_correction(self.beta_2, step)
+        return StepScalars(
+            ops.convert_to_tensor(learning_rate, dtype),
+            rules.bias_correction(self.beta_1, step),
+            bias * correction_2 + (1.0 - bias),
+        )
+
     # The rule
 
     def new_values(
-        self, gradient: Tensor, weights: Tensor, slots: Slots, learning_rate: Tensor, step: Tensor
+        self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
     ) -> tuple[Tensor, Slots]:
         """The rule: new weights and new slots. A pure function of tensors of one dtype.
 
@@ -184,19 +268,11 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             gradient: g.
             weights: w, of the gradient's shape.
             slots: the values of `slots()`, in that order, of the same shape.
-            learning_rate: η, a scalar.
-            step: t = 1, 2, …, a scalar.
+            scalars: the step's learning rate and bias corrections.
         """
         momentum = rules.moving_average(slots[0], gradient, self.beta_1)
         second = self.second_moments(gradient, *slots[1:])
-        rate = rules.learning_rate_per_weight(
-            second[-1],
-            learning_rate,
-            rules.bias_correction(self.beta_1, step),
-            rules.bias_correction(self.beta_2, step),
-            self.epsilon,
-            self.epsilon_hat,
-        )
+        rate = rules.learning_rate_per_weight(second[-1], scalars, self.epsilon, self.epsilon_hat)
         return self.descend(weights, momentum, rate), (momentum, *second)
 
     def second_moments(self, gradient: Tensor, velocity: Tensor, *others: Tensor) -> Slots:

@@ -5,7 +5,7 @@ A rule knows no variable, no optimizer and no backend. `g` is the gradient, `m` 
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras import ops
 
@@ -30,6 +30,14 @@ def yogi_velocity(v: Tensor, g: Tensor, beta_2: float, activation: str = "sign")
     return v + ops.multiply(towards * square, 1.0 - beta_2)
 
 
+class StepScalars(NamedTuple):
+    """What is the same for every weight in one step; scalars of the weights' dtype."""
+
+    learning_rate: Tensor  # η
+    correction_1: Tensor  # 1 − β₁ᵗ
+    correction_2: Tensor  # 1 − β₂ᵗ
+
+
 def bias_correction(beta: float, step: Tensor) -> Tensor:
     """1 − βᵗ, the weight that a moving average from zero has gathered after t = `step` steps.
 
@@ -41,12 +49,7 @@ def bias_correction(beta: float, step: Tensor) -> Tensor:
 
 
 def learning_rate_per_weight(
-    v: Tensor,
-    learning_rate: Tensor,
-    correction_1: Tensor,
-    correction_2: Tensor,
-    epsilon: float,
-    epsilon_hat: bool,
+    v: Tensor, scalars: StepScalars, epsilon: float, epsilon_hat: bool
 ) -> Tensor:
     """What m is multiplied with in the update of each weight.
 
@@ -54,9 +57,9 @@ def learning_rate_per_weight(
     added to √v before the bias correction (Kingma & Ba, end of section 2).
     """
     root = ops.sqrt(v)
-    scale = ops.sqrt(correction_2)
+    scale = ops.sqrt(scalars.correction_2)
     denominator = ops.add(root, epsilon) / scale if epsilon_hat else ops.add(root / scale, epsilon)
-    return learning_rate / correction_1 / denominator
+    return scalars.learning_rate / scalars.correction_1 / denominator
 
 
 def proximal(w: Tensor, rate: Tensor, l1: float, l2: float) -> Tensor:

@@ -1,8 +1,10 @@
 """Yogi (Zaheer et al., 2018)."""
 
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import keras
+from keras import ops
 
 from keras_yogi.optimizers import arguments, rules
 from keras_yogi.optimizers.arguments import KerasArguments
@@ -96,8 +98,9 @@ class Yogi(AdaptiveOptimizer):
             "l2_regularization_strength", l2_regularization_strength
         )
 
-    def velocity_initializer(self) -> keras.initializers.Initializer:
-        return keras.initializers.Constant(self.initial_accumulator_value)
+    def initial_velocity(self, shape: Sequence[int], dtype: str) -> Tensor:
+        # keras.initializers.Constant would round the value to float32 for float64 weights too.
+        return ops.full(shape, self.initial_accumulator_value, dtype)
 
     def second_moments(self, gradient: Tensor, velocity: Tensor, *others: Tensor) -> Slots:
         return (rules.yogi_velocity(velocity, gradient, self.beta_2, self.activation),)

@@ -1,0 +1,102 @@
+"""The update against the float64 reference: weights and slots, at every step, on every road."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from reference import (
+    MODES,
+    TOLERANCE,
+    assert_same_trajectory,
+    hard_gradients,
+    initial_weights,
+    reference_trajectory,
+    trajectory,
+)
+
+import keras_yogi
+from keras_yogi.optimizers import rules
+
+LEARNING_RATE = 0.0625  # exact in float32, which is what Keras keeps a learning rate in
+
+CASES = {
+    "adam": dict(rule="adam", beta_2=0.9),
+    "adam, defaults": dict(rule="adam"),
+    "adam, epsilon_hat": dict(rule="adam", beta_2=0.9, epsilon=1e-2, epsilon_hat=True),
+    "adam, amsgrad": dict(rule="adam", beta_2=0.9, amsgrad=True),
+    "adam, no momentum": dict(rule="adam", beta_1=0.0, beta_2=0.9),
+    "adam, no memory": dict(rule="adam", beta_1=0.5, beta_2=0.0, epsilon=1e-2),
+    "yogi": dict(rule="yogi", beta_2=0.9, epsilon=1e-3, initial_accumulator_value=1e-6),
+    "yogi, from zero": dict(rule="yogi", beta_2=0.9, epsilon=1e-3, initial_accumulator_value=0.0),
+    "yogi, from one": dict(rule="yogi", beta_2=0.9, epsilon=1e-2, initial_accumulator_value=1.0),
+    "yogi, epsilon_hat": dict(
+        rule="yogi", beta_2=0.9, epsilon=1e-2, epsilon_hat=True, initial_accumulator_value=1e-6
+    ),
+    "yogi, tanh": dict(
+        rule="yogi", beta_2=0.9, epsilon=1e-3, activation="tanh", initial_accumulator_value=1e-6
+    ),
+    "yogi, proximal": dict(
+        rule="yogi",
+        beta_2=0.9,
+        epsilon=1e-3,
+        initial_accumulator_value=1e-6,
+        l1_regularization_strength=0.5,
+        l2_regularization_strength=0.25,
+    ),
+}
+
+
+def optimizer_of(rule, **hyperparameters):
+    return {"adam": keras_yogi.Adam, "yogi": keras_yogi.Yogi}[rule](
+        LEARNING_RATE, **hyperparameters
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_update_is_the_published_one(case, mode, dtype):
+    weights, gradients = initial_weights(), hard_gradients()
+    actual = trajectory(optimizer_of(**case), weights, gradients, mode, dtype)
+    weights = [w.astype(dtype) for w in weights]
+    expected = reference_trajectory(weights, gradients, learning_rate=LEARNING_RATE, **case)
+    assert_same_trajectory(actual, expected, TOLERANCE[dtype])
+
+
+def test_the_gradients_are_hard():
+    """They hold what the comparison needs: zeros, and velocities on both sides of g²."""
+    gradients = hard_gradients()
+    states = reference_trajectory(
+        initial_weights(), gradients, learning_rate=LEARNING_RATE, **CASES["yogi"]
+    )
+    above = below = zero = 0
+    for state, row in zip(states, gradients, strict=False):
+        for variable, g in zip(state, row, strict=True):
+            above += np.sum(np.square(g) > variable["velocity"])
+            below += np.sum((np.square(g) < variable["velocity"]) & (g != 0))
+            zero += np.sum(g == 0)
+    assert min(above, below, zero) > 20
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.9, 0.999, 1 - 1e-6])
+def test_bias_correction_keeps_its_digits_in_float32(beta):
+    """1 − βᵗ computed in float32 loses them: for β = 0.999 and t = 1 it is off by 1.3e-5."""
+    for step in [1, 2, 10, 1000, 10**7]:
+        exact = -np.expm1(np.float64(step) * np.log(beta)) if beta else 1.0
+        ours = float(rules.bias_correction(beta, np.float32(step)))
+        assert ours == pytest.approx(exact, rel=3e-7)  # a few float32 roundings of 6e-8
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("optimizer_class", "start"),
+    [(keras_yogi.Adam, {}), (keras_yogi.Yogi, {"initial_accumulator_value": 2.0**-20})],
+)
+def test_half_precision_rounds_only_what_it_stores(optimizer_class, start, dtype):
+    """One step from slots that half precision holds: the float32 step, rounded once at the end."""
+    weights, gradients = [np.array([0.5, -2.0, 3.0])], [[np.array([2.0**-10, 0.5, -40.0])]]
+    single = trajectory(optimizer_class(0.5, **start), weights, gradients)
+    half = trajectory(optimizer_class(0.5, **start), weights, gradients, dtype=dtype)
+    for name in ("weights", "momentum", "velocity"):
+        np.testing.assert_array_equal(
+            half[1][0][name], tf.constant(single[1][0][name], dtype).numpy(), err_msg=name
+        )

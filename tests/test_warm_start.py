@@ -1,0 +1,230 @@
+"""`warm_start`: v₀ is the squared gradient of one large batch, and v̂ is v from then on."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.datasets import load_diabetes
+
+import keras_yogi
+
+OPTIMIZERS = [keras_yogi.Adam, keras_yogi.Yogi]
+
+
+def data():
+    x, y = load_diabetes(return_X_y=True)
+    x, y = x / x.std(), (y - y.mean()) / y.std()
+    return x[:128].astype("float32"), y[:128, None].astype("float32")
+
+
+def compiled(optimizer, layers=(), **arguments):
+    keras.utils.set_random_seed(9)
+    model = keras.Sequential([keras.Input((10,)), *layers, keras.layers.Dense(1)])
+    model.compile(optimizer, loss="mse", metrics=["mae"], **arguments)
+    return model
+
+
+def gradients_by_hand(model, x, y):
+    with tf.GradientTape() as tape:
+        value = keras.losses.MeanSquaredError()(y, model(x, training=True))
+    gradients = tape.gradient(value, [v.value for v in model.trainable_variables])
+    return [tf.convert_to_tensor(g).numpy() for g in gradients]
+
+
+def velocities(model, optimizer=None):
+    optimizer = optimizer or model.optimizer
+    return [optimizer.get_slot(v, "velocity").numpy() for v in model.trainable_variables]
+
+
+def assert_is_squared(velocities, gradients, rtol=1e-4):
+    # float32, squared; sums over samples in another order
+    for v, g in zip(velocities, gradients, strict=True):
+        np.testing.assert_allclose(v, g**2, rtol=rtol, atol=rtol * np.max(g**2) * 1e-2)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("batch_size", [128, 32])
+def test_velocity_is_the_squared_gradient_of_all_the_data(optimizer, batch_size):
+    x, y = data()
+    model = compiled(optimizer(), [keras.layers.Dense(8, activation="tanh")])
+    keras_yogi.warm_start(model, x, y, batch_size=batch_size)
+    assert_is_squared(velocities(model), gradients_by_hand(model, x, y))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_steps_limits_the_data(optimizer):
+    x, y = data()
+    model = compiled(optimizer())
+    keras_yogi.warm_start(model, x, y, batch_size=16, steps=3)
+    assert_is_squared(velocities(model), gradients_by_hand(model, x[:48], y[:48]))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_velocity_is_unbiased_for_a_repeated_gradient(optimizer):
+    """v̂ = g² at every step, so that a weight moves by η g / (|g| + ε) from the first one on."""
+    x, y = data()
+    model = compiled(optimizer(0.0, epsilon=0.0))  # the weights stay: the gradient repeats itself
+    keras_yogi.warm_start(model, x, y, batch_size=128)
+    gradients = gradients_by_hand(model, x, y)
+    for _ in range(3):
+        model.train_on_batch(x, y)
+        assert_is_squared(velocities(model), gradients)
+    model.optimizer.learning_rate = 0.5
+    before = model.get_weights()
+    model.train_on_batch(x, y)
+    for w0, w1, g in zip(before, model.get_weights(), gradients, strict=True):
+        np.testing.assert_allclose(w1 - w0, -0.5 * np.sign(g), rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_without_it_the_first_velocity_is_corrected(optimizer):
+    """The comparison above can fail: with the correction left on, v̂ would be 1000 times g²."""
+    x, y = data()
+    model = compiled(optimizer(0.0, epsilon=0.0))
+    keras_yogi.warm_start(model, x, y, batch_size=128)
+    model.optimizer._velocity_bias.assign(1.0)
+    model.optimizer.learning_rate = 0.5
+    before = model.get_weights()
+    model.train_on_batch(x, y)
+    moved = np.abs(model.get_weights()[0] - before[0])
+    assert moved.max() < 0.5 * 0.04
+
+
+@pytest.mark.parametrize("options", [{}, {"run_eagerly": True}, {"jit_compile": True}])
+def test_nothing_else_moves(options):
+    """Not the weights, batch-norm statistics, metrics, random seeds or the history."""
+    x, y = data()
+    layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
+    model = compiled(keras_yogi.Yogi(), layers, **options)
+    model.evaluate(x, y, verbose=0)
+    before = [v.numpy() for v in [*model.variables, *model.metrics_variables]]
+    optimizer = model.optimizer
+    keras_yogi.warm_start(model, x, y)
+    after = [v.numpy() for v in [*model.variables, *model.metrics_variables]]
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert model.optimizer is optimizer
+    assert int(optimizer.iterations) == 0
+    assert all(
+        (optimizer.get_slot(v, "momentum").numpy() == 0).all() for v in model.trainable_variables
+    )
+    assert getattr(model, "history", None) is None
+    assert np.isfinite(model.fit(x, y, verbose=0).history["loss"][0])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_tf_data_and_embedding(optimizer):
+    words = np.random.default_rng(1).integers(0, 12, size=(64, 6))
+    labels = words.mean(axis=1, keepdims=True).astype("float32")
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Embedding(20, 3), keras.layers.Flatten(), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((6,), dtype="int32"), *layers])
+    model.compile(optimizer(), loss="mse")
+    dataset = tf.data.Dataset.from_tensor_slices((words, labels)).batch(16)
+    keras_yogi.warm_start(model, dataset)
+    assert_is_squared(velocities(model), gradients_by_hand(model, words, labels))
+    keras_yogi.warm_start(model, dataset.repeat(), steps=4)
+    assert_is_squared(velocities(model), gradients_by_hand(model, words, labels))
+
+
+def test_a_model_that_fit_has_to_build():
+    x, y = data()
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile(keras_yogi.Yogi(), loss="mse")
+    keras_yogi.warm_start(model, x, y, batch_size=128)
+    assert_is_squared(velocities(model), gradients_by_hand(model, x, y))
+
+
+def test_mixed_precision():
+    x, y = data()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = compiled(keras_yogi.Yogi(), jit_compile=False)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    keras_yogi.warm_start(model, x, y, batch_size=128)
+    gradients = gradients_by_hand(model, x, y)
+    # gradients of float16 activations: 10 bits
+    assert_is_squared(velocities(model, model.optimizer.inner_optimizer), gradients, rtol=2e-2)
+    assert np.isfinite(model.fit(x, y, verbose=0).history["loss"][0])
+
+
+def save_keras(model, path):
+    model.save(path / "m.keras")
+    return lambda: keras.models.load_model(path / "m.keras")
+
+
+def save_weights(model, path):
+    model.save_weights(path / "m.weights.h5")
+
+    def load():
+        x, y = data()
+        other = compiled(type(model.optimizer)(0.05))
+        other.train_on_batch(x[:8], y[:8])
+        other.load_weights(path / "m.weights.h5")
+        return other
+
+    return load
+
+
+def save_checkpoint(model, path):
+    saved = tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(str(path / "c"))
+
+    def load():
+        other = compiled(type(model.optimizer)(0.05))
+        other.optimizer.build(other.trainable_variables)
+        tf.train.Checkpoint(model=other, optimizer=other.optimizer).read(saved).assert_consumed()
+        return other
+
+    return load
+
+
+@pytest.mark.parametrize("save", [save_keras, save_weights, save_checkpoint])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_state_survives_saving(optimizer, save, tmp_path):
+    x, y = data()
+    model = compiled(optimizer(0.05))
+    keras_yogi.warm_start(model, x, y)
+    load = save(model, tmp_path)
+    loaded = load()
+    for m in (model, loaded):
+        m.fit(x, y, shuffle=False, epochs=2, verbose=0)
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_plain_state_makes_a_warm_optimizer_plain(tmp_path):
+    x, y = data()
+    plain, warm = compiled(keras_yogi.Yogi()), compiled(keras_yogi.Yogi())
+    plain.fit(x, y, shuffle=False, verbose=0)
+    keras_yogi.warm_start(warm, x, y)
+    plain.save_weights(tmp_path / "p.weights.h5")
+    warm.load_weights(tmp_path / "p.weights.h5")
+    for m in (plain, warm):
+        m.fit(x, y, shuffle=False, verbose=0)
+    for a, b in zip(plain.get_weights(), warm.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_cannot_be_started():
+    x, y = data()
+    with pytest.raises(ValueError, match="`model` must be compiled with"):
+        keras_yogi.warm_start(keras.Sequential([keras.layers.Dense(1)]), x, y)
+    with pytest.raises(ValueError, match=r"`model` must be compiled with .* Adam"):
+        keras_yogi.warm_start(compiled(keras.optimizers.Adam()), x, y)
+    model = compiled(keras_yogi.Yogi())
+    for name, bad in [("batch_size", 0), ("batch_size", 1.5), ("steps", 0), ("steps", "all")]:
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1"):
+            keras_yogi.warm_start(model, x, y, **{name: bad})
+    before = [v.numpy() for v in model.variables]
+    with pytest.raises(ValueError, match=r"gradients are finite.*NaN"):
+        keras_yogi.warm_start(model, np.full_like(x, np.nan), y)
+    with pytest.raises(ValueError, match="128"):  # Keras's own message on lengths that differ
+        keras_yogi.warm_start(model, x, y[:5])
+    for a, v in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(a, v.numpy())
+    keras_yogi.warm_start(model, x, y)  # still usable
+    model.train_on_batch(x, y)
+    with pytest.raises(ValueError, match="`model` must be not yet trained"):
+        keras_yogi.warm_start(model, x, y)
