@@ -96,7 +96,7 @@ class _GradientSum(AdaptiveOptimizer):
     """Stands in for the optimizer in `fit`: adds gradients up where the momentum would be."""
 
     def __init__(self, **keras_arguments: Unpack[KerasArguments]) -> None:
-        super().__init__(0.0, 0.0, 0.0, 0.0, False, False, **keras_arguments)
+        super().__init__(0.0, 0.0, 0.0, 0.0, **keras_arguments)
 
     def new_values(
         self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars

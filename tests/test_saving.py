@@ -119,11 +119,16 @@ def test_state_moves_to_and_from_keras_adam(amsgrad, tmp_path):
 def test_slots_are_tf_variables_in_keras_order():
     variables = [keras.Variable(np.ones(2), name="kernel"), keras.Variable(1.0, name="bias")]
     for options in ({}, {"amsgrad": True, "use_ema": True, "gradient_accumulation_steps": 2}):
-        ours, theirs = keras_yogi.Adam(**options), keras.optimizers.Adam(**options)
-        ours.build(variables)
-        theirs.build(variables)
-        assert all(isinstance(v.value, tf.Variable) for v in ours.variables)
+        theirs = keras.optimizers.Adam(**options)
+        ours = keras_yogi.Adam(fused=False, name="same", **options)
+        fused = keras_yogi.Adam(fused=True, name="same", **options)
+        for optimizer in (theirs, ours, fused):
+            optimizer.build(variables)
+        assert fused.engine == "fused"
+        assert ours.engine == "unfused"
         assert [v.name for v in ours.variables] == [v.name for v in theirs.variables]
+        assert [v.path for v in fused.variables] == [v.path for v in ours.variables]
+        assert all(isinstance(v.value, tf.Variable) for v in ours.variables)
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)

@@ -45,18 +45,19 @@ CASES = {
 }
 
 
-def optimizer_of(rule, **hyperparameters):
+def optimizer_of(rule, fused=False, **hyperparameters):
     return {"adam": keras_yogi.Adam, "yogi": keras_yogi.Yogi}[rule](
-        LEARNING_RATE, **hyperparameters
+        LEARNING_RATE, fused=fused, **hyperparameters
     )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_update_is_the_published_one(case, mode, dtype):
+def test_update_is_the_published_one(case, fused, mode, dtype):
     weights, gradients = initial_weights(), hard_gradients()
-    actual = trajectory(optimizer_of(**case), weights, gradients, mode, dtype)
+    actual = trajectory(optimizer_of(fused=fused, **case), weights, gradients, mode, dtype)
     weights = [w.astype(dtype) for w in weights]
     expected = reference_trajectory(weights, gradients, learning_rate=LEARNING_RATE, **case)
     assert_same_trajectory(actual, expected, TOLERANCE[dtype])

@@ -142,18 +142,20 @@ def compare(optimizer, dtype="float32"):
     )
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
 @pytest.mark.parametrize(("wrong", "right"), WRONG, ids=lambda c: c.__name__)
-def test_wrong_rule_is_caught(wrong, right):
+def test_wrong_rule_is_caught(wrong, right, fused):
     class Mutant(wrong, right):
         pass
 
     with pytest.raises(AssertionError, match="is off by"):
-        compare(Mutant(LEARNING_RATE, **HYPERPARAMETERS))
+        compare(Mutant(LEARNING_RATE, fused=fused, **HYPERPARAMETERS))
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
 @pytest.mark.parametrize("right", [keras_yogi.Adam, keras_yogi.Yogi])
-def test_right_rule_passes_the_same_comparison(right):
-    compare(right(LEARNING_RATE, **HYPERPARAMETERS))
+def test_right_rule_passes_the_same_comparison(right, fused):
+    compare(right(LEARNING_RATE, fused=fused, **HYPERPARAMETERS))
 
 
 def test_textbook_adds_epsilon_to_weights_and_ours_does_not():

@@ -1,6 +1,5 @@
 """Adam (Kingma & Ba, 2015) and its AMSGrad variant (Reddi et al., 2018)."""
 
-from collections.abc import Sequence
 from typing import Any, Unpack
 
 import keras
@@ -38,6 +37,10 @@ class Adam(AdaptiveOptimizer):
             correction, as in Keras and PyTorch). Defaults to False.
         epsilon_hat: add ε to √v before the bias correction instead, as keras.optimizers.Adam
             does: `Adam(epsilon_hat=True, epsilon=1e-7)` is that optimizer. Defaults to False.
+        fused: "auto": update many variables in few operations where that is possible (TensorFlow,
+            no tf.distribute strategy); True: do, or say why not; False: one variable after
+            another, which is the specification. `optimizer.engine` tells which it is. Defaults to
+            "auto".
         skip_nonfinite: a step with a NaN or an infinity in any gradient changes nothing and is
             counted in `skipped_steps`. Defaults to False: they reach the weights, as in Keras.
         **keras_arguments: Keras's own: `weight_decay` (≥ 0 or None), `clipnorm`, `clipvalue`,
@@ -60,6 +63,8 @@ class Adam(AdaptiveOptimizer):
         arXiv:1904.09237: Algorithm 2 for `amsgrad`.
     """
 
+    hyperparameters = (*AdaptiveOptimizer.hyperparameters, "amsgrad")
+
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -68,29 +73,26 @@ class Adam(AdaptiveOptimizer):
         epsilon: float = 1e-6,
         amsgrad: bool = False,
         epsilon_hat: bool = False,
+        fused: bool | str = "auto",
         skip_nonfinite: bool = False,
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
         super().__init__(
-            learning_rate, beta_1, beta_2, epsilon, epsilon_hat, skip_nonfinite, **keras_arguments
+            learning_rate,
+            beta_1,
+            beta_2,
+            epsilon,
+            epsilon_hat=epsilon_hat,
+            fused=fused,
+            skip_nonfinite=skip_nonfinite,
+            **keras_arguments,
         )
         self.amsgrad = arguments.boolean("amsgrad", amsgrad)
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Creates the slots: "momentum" and "velocity", and "velocity_hat" with `amsgrad`."""
-        if self.built:
-            return
-        super().build(variables)
-        if self.amsgrad:
-            self._velocity_hats = self.add_optimizer_variables(variables, "velocity_hat")
-
-    def slots(self) -> dict[str, list[keras.Variable]]:
-        slots = super().slots()
-        return {**slots, "velocity_hat": self._velocity_hats} if self.amsgrad else slots
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        return (*super().slot_names, *(["velocity_hat"] if self.amsgrad else []))
 
     def second_moments(self, gradient: Tensor, velocity: Tensor, *others: Tensor) -> Slots:
         velocity = rules.adam_velocity(velocity, gradient, self.beta_2)
         return (velocity, *(ops.maximum(velocity_hat, velocity) for velocity_hat in others))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "amsgrad": self.amsgrad}

@@ -1,19 +1,22 @@
 """What Adam and Yogi share: hyperparameters, slots, and how a rule is applied to a variable.
 
 Every use of an underscore name of Keras is in this file, because nothing public gives the same:
-`_get_variable_index`, the place of a model variable in the list that the optimizer was built with
-(Keras's own guide for authors of optimizers uses it), and `_trainable_variables`, that list.
+`_trainable_variables`, the list that the optimizer was built with; `_get_variable_index`, the
+place of a variable in it (Keras's own guide for authors of optimizers uses it);
+`_backend_update_step`, which receives all gradients of a step at once, after Keras has clipped
+them, where `update_step` sees one; `_track_variable`, which puts a slot that is not a Keras
+variable into `optimizer.variables`.
 """
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_yogi.engine import gradients
+from keras_yogi.engine import choice, gradients
 from keras_yogi.engine.state import HiddenScalar
 from keras_yogi.optimizers import arguments, rules
 from keras_yogi.optimizers.arguments import KerasArguments
@@ -31,14 +34,26 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     `second_moments`.
     """
 
+    # Names of constructor arguments that are attributes too, besides the learning rate and Keras's.
+    hyperparameters: ClassVar[tuple[str, ...]] = (
+        "beta_1",
+        "beta_2",
+        "epsilon",
+        "epsilon_hat",
+        "fused",
+        "skip_nonfinite",
+    )
+
     def __init__(
         self,
         learning_rate: Any,
         beta_1: float,
         beta_2: float,
         epsilon: float,
-        epsilon_hat: bool,
-        skip_nonfinite: bool,
+        *,
+        epsilon_hat: bool = False,
+        fused: bool | str = "auto",
+        skip_nonfinite: bool = False,
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
         super().__init__(
@@ -49,26 +64,43 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         self.beta_2 = arguments.fraction("beta_2", beta_2)
         self.epsilon = arguments.non_negative("epsilon", epsilon)
         self.epsilon_hat = arguments.boolean("epsilon_hat", epsilon_hat)
+        self.fused = fused if fused == "auto" else arguments.boolean("fused", fused)
         self.skip_nonfinite = arguments.boolean("skip_nonfinite", skip_nonfinite)
+        self._engine = None
         # How much of β₂ᵗ is to be taken off 1 to correct v: all of it; none after `warm_start`.
         self._velocity_bias = HiddenScalar(1.0)
 
     # Storage
 
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """Names of the slots, in the rule's order."""
+        return ("momentum", "velocity")
+
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Creates the slots "momentum" and "velocity", one of each per variable.
+        """Creates the slots, one of each name per variable.
 
         Args:
             variables: the model variables that the optimizer is to train.
+
+        Raises:
+            ValueError: `fused=True`, and the fused engine cannot serve these variables.
         """
         if self.built:
             return
+        obstacle = choice.obstacle(variables)
+        if self.fused is True and obstacle:
+            raise arguments.reject("fused", f'False or "auto" here: {obstacle}', True)
+        if self.fused and not obstacle:
+            self._engine = choice.fused_engine(self, variables)
         super().build(variables)
-        # The attributes carry the names that keras.optimizers.Adam gives them, so that a
-        # tf.train.Checkpoint of either can be read by the other.
+        # Keras's own order, so that files and checkpoints move to and from keras.optimizers.Adam.
         self._momentums, self._velocities = self.add_optimizer_variables(
             variables, ["momentum", "velocity"], ["zeros", self.initial_velocity]
         )
+        self._more_slots = [
+            self.add_optimizer_variables(variables, name) for name in self.slot_names[2:]
+        ]
         if self.skip_nonfinite:
             self._skipped_steps = self.add_variable(
                 (), "zeros", "int32", "only_first_replica", name="skipped_steps"
@@ -78,9 +110,32 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """What a velocity holds before the first step: a Keras initializer."""
         return ops.zeros(shape, dtype)
 
+    def add_variable_from_reference(
+        self,
+        reference_variable: keras.Variable,
+        name: str | None = None,
+        initializer: Any = "zeros",
+    ) -> Any:
+        """Adds one variable like a model variable: Keras's own, or a part of the engine's."""
+        slot = None
+        if self._engine is not None and name in self.slot_names:
+            index = self._get_variable_index(reference_variable)
+            initial = keras.initializers.get(initializer)
+            slot = self._engine.packed_slot(index, name, initial)
+        if slot is None:
+            return super().add_variable_from_reference(reference_variable, name, initializer)
+        self._track_variable(slot)
+        return slot
+
+    @property
+    def engine(self) -> str:
+        """What carries out the steps: "fused", or "unfused": one variable after another."""
+        return "fused" if self._engine is not None else "unfused"
+
     def slots(self) -> dict[str, list[keras.Variable]]:
         """The slots' names, and one variable each per model variable, in the rule's order."""
-        return {"momentum": self._momentums, "velocity": self._velocities}
+        of_all = [self._momentums, self._velocities, *self._more_slots]
+        return dict(zip(self.slot_names, of_all, strict=True))
 
     def get_slot(self, variable: keras.Variable, name: str) -> Tensor:
         """The value of a slot for one model variable.
@@ -95,7 +150,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         Raises:
             ValueError: the optimizer is not built, does not know the variable, or has no such slot.
         """
-        return ops.copy(self._slot(variable, name))
+        return ops.copy(self._slot(variable, name).value)
 
     def _slot(self, variable: keras.Variable, name: str) -> keras.Variable:
         if not self.built:
@@ -217,6 +272,16 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             ],
         )
 
+    def _backend_update_step(
+        self, grads: list[Tensor], trainable_variables: list[Any], learning_rate: Any
+    ) -> None:
+        if self._engine is None:
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+            return
+        indices = [self._get_variable_index(v) for v in trainable_variables]
+        native = [v.value if isinstance(v, keras.Variable) else v for v in trainable_variables]
+        self._engine.update(indices, native, grads, learning_rate)
+
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Any) -> None:
         """Updates one variable and its slots: the specification of the optimizer.
 
@@ -233,7 +298,12 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         dtype = keras.backend.standardize_dtype(variable.dtype)
         dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
         gradient, weights, *values = [
-            ops.cast(x, dtype) for x in (gradients.with_rows_summed(gradient), variable, *slots)
+            ops.cast(x, dtype)
+            for x in (
+                gradients.with_rows_summed(gradient),
+                variable,
+                *(slot.value for slot in slots),
+            )
         ]
         new_weights, new_slots = self.new_values(
             gradient,
@@ -279,17 +349,24 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """New values of the slots after the momentum; the root is taken of the last."""
         raise NotImplementedError
 
+    @property
+    def step_depends_on_weights(self) -> bool:
+        """Whether what is added to the weights depends on them: where it does not, `new_values`
+        may be given zeros for them, and returns the step.
+        """
+        return False
+
     def descend(self, weights: Tensor, momentum: Tensor, rate: Tensor) -> Tensor:
         """New weights, given what each weight's momentum is to be multiplied with."""
         return weights - rate * momentum
+
+    def constants(self) -> tuple[Any, ...]:
+        """What a graph of the rule holds as fixed numbers."""
+        return tuple(getattr(self, name) for name in self.hyperparameters)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as Keras serializes them."""
         return {
             **super().get_config(),
-            "beta_1": self.beta_1,
-            "beta_2": self.beta_2,
-            "epsilon": self.epsilon,
-            "epsilon_hat": self.epsilon_hat,
-            "skip_nonfinite": self.skip_nonfinite,
+            **dict(zip(self.hyperparameters, self.constants(), strict=True)),
         }

@@ -49,6 +49,10 @@ class Yogi(AdaptiveOptimizer):
             the same rate. Defaults to 0.0.
         epsilon_hat: add ε to √v before the bias correction instead, as TensorFlow Addons does.
             Defaults to False.
+        fused: "auto": update many variables in few operations where that is possible (TensorFlow,
+            no tf.distribute strategy); True: do, or say why not; False: one variable after
+            another, which is the specification. `optimizer.engine` tells which it is. Defaults to
+            "auto".
         skip_nonfinite: a step with a NaN or an infinity in any gradient changes nothing and is
             counted in `skipped_steps`. Defaults to False: they reach the weights, as in Keras.
         **keras_arguments: Keras's own: `weight_decay` (≥ 0 or None), `clipnorm`, `clipvalue`,
@@ -70,6 +74,14 @@ class Yogi(AdaptiveOptimizer):
         that its first author gave to TensorFlow Addons has it, and so has every later one.
     """
 
+    hyperparameters = (
+        *AdaptiveOptimizer.hyperparameters,
+        "initial_accumulator_value",
+        "activation",
+        "l1_regularization_strength",
+        "l2_regularization_strength",
+    )
+
     def __init__(
         self,
         learning_rate: Any = 0.01,
@@ -81,11 +93,19 @@ class Yogi(AdaptiveOptimizer):
         l1_regularization_strength: float = 0.0,
         l2_regularization_strength: float = 0.0,
         epsilon_hat: bool = False,
+        fused: bool | str = "auto",
         skip_nonfinite: bool = False,
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
         super().__init__(
-            learning_rate, beta_1, beta_2, epsilon, epsilon_hat, skip_nonfinite, **keras_arguments
+            learning_rate,
+            beta_1,
+            beta_2,
+            epsilon,
+            epsilon_hat=epsilon_hat,
+            fused=fused,
+            skip_nonfinite=skip_nonfinite,
+            **keras_arguments,
         )
         self.initial_accumulator_value = arguments.non_negative(
             "initial_accumulator_value", initial_accumulator_value
@@ -105,16 +125,14 @@ class Yogi(AdaptiveOptimizer):
     def second_moments(self, gradient: Tensor, velocity: Tensor, *others: Tensor) -> Slots:
         return (rules.yogi_velocity(velocity, gradient, self.beta_2, self.activation),)
 
+    @property
+    def step_depends_on_weights(self) -> bool:
+        """The proximal step does."""
+        return bool(self.l1_regularization_strength or self.l2_regularization_strength)
+
     def descend(self, weights: Tensor, momentum: Tensor, rate: Tensor) -> Tensor:
         weights = super().descend(weights, momentum, rate)
+        if not self.step_depends_on_weights:
+            return weights
         l1, l2 = self.l1_regularization_strength, self.l2_regularization_strength
-        return rules.proximal(weights, rate, l1, l2) if l1 or l2 else weights
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "initial_accumulator_value": self.initial_accumulator_value,
-            "activation": self.activation,
-            "l1_regularization_strength": self.l1_regularization_strength,
-            "l2_regularization_strength": self.l2_regularization_strength,
-        }
+        return rules.proximal(weights, rate, l1, l2)

@@ -1,0 +1,31 @@
+"""Which engine carries out the steps of an optimizer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+if keras.config.backend() == "tensorflow":
+    import tensorflow as tf
+
+    from keras_yogi.engine.fused import FusedEngine
+
+    def obstacle(variables: Sequence[Any]) -> str | None:
+        """Why the fused engine cannot serve these variables here, if it cannot."""
+        native = [v.value if isinstance(v, keras.Variable) else v for v in variables]
+        if tf.distribute.has_strategy() or any(
+            isinstance(v, tf.distribute.DistributedValues) for v in native
+        ):
+            return "under tf.distribute, every variable is updated on its own replicas"
+        return None
+
+    def fused_engine(optimizer: Any, variables: Sequence[Any]) -> Any:
+        return FusedEngine(optimizer, variables)
+
+else:
+
+    def obstacle(variables: Sequence[Any]) -> str | None:
+        return f"it is made of TensorFlow, and Keras runs on {keras.config.backend()}"
+
+    def fused_engine(optimizer: Any, variables: Sequence[Any]) -> Any:
+        raise NotImplementedError

@@ -1,0 +1,176 @@
+"""The fused engine: the same update as one variable after another, in few operations.
+
+Small variables are updated together (see `packing`); a larger one by the rule compiled with XLA,
+which reads and writes every array once. What the engine does not serve goes through
+`update_step`. (TensorFlow's own ResourceApplyAdam is no faster and less right: in float32 it
+computes 1 − 0.999, which is off by 1.3e-5.)
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_yogi.engine.packing import Pack, PackedSlot
+
+PACK_UP_TO = 65_536
+"""Elements of a variable that still shares an array. Packing moves a gradient and a step once
+more through memory, and saves about ten operations a variable: up to this size that pays."""
+
+COMPILE_FROM = 262_144
+"""Elements of a pack from which on compiling pays. A smaller one stays in the cache from one
+operation to the next; 1 MiB of float32 does not."""
+
+
+def serves(variable: tf.Variable) -> bool:
+    """Half precision is computed in another dtype than it is stored in: not here."""
+    return variable.dtype in (tf.float32, tf.float64)
+
+
+@functools.cache
+def xla_is_available() -> bool:
+    """Not every build of TensorFlow can compile for the CPU: ask it, once."""
+    try:
+        with tf.init_scope():
+            tf.function(lambda: tf.zeros(()) + 1.0, jit_compile=True)()
+    except (tf.errors.OpError, NotImplementedError, ValueError):
+        return False
+    return True
+
+
+class FusedEngine:
+    """Carries out the steps of one optimizer, which holds the rule and the slots."""
+
+    def __init__(self, optimizer: Any, variables: Sequence[Any]) -> None:
+        self._optimizer = optimizer
+        self._paths = [getattr(v, "path", v.name) for v in variables]
+        self._packs = [Pack(group) for group in _groups(variables)]
+        self._places = {
+            index: (pack, place) for pack in self._packs for place, index in enumerate(pack.indices)
+        }
+        # Graphs are made once. All that is fixed in them is part of the key.
+        self._graphs: dict[Any, Callable[..., Any]] = {}
+
+    def packed_slot(
+        self, index: int, slot: str, initializer: Callable[..., Any]
+    ) -> PackedSlot | None:
+        """The slot of the model variable at `index` if it is packed, else None."""
+        if index not in self._places:
+            return None
+        pack, place = self._places[index]
+        if slot not in pack.arrays:
+            pack.add_array(slot, initializer)
+        # The names that Keras gives to slots.
+        name = f"{self._paths[index].replace('/', '_').replace(':', '_')}_{slot}"
+        return PackedSlot(pack, place, slot, name, f"{self._optimizer.name}/{name}")
+
+    def update(
+        self,
+        indices: Sequence[int],
+        variables: Sequence[tf.Variable],
+        gradients: Sequence[tf.Tensor],
+        learning_rate: Any,
+    ) -> None:
+        """Carries out one step.
+
+        Args:
+            indices: places of the variables in the list that the optimizer was built with.
+            variables: the model variables that have a gradient.
+            gradients: one dense tensor each.
+            learning_rate: η, a number or a scalar.
+        """
+        update = functools.partial(self._update, tuple(indices), variables)
+        if tf.executing_eagerly():
+            update = self._graph("update", tuple(indices), update, jit_compile=False)
+            learning_rate = tf.convert_to_tensor(learning_rate)
+        update(list(gradients), learning_rate)
+
+    def _graph(self, name: str, key: Any, body: Callable[..., Any], jit_compile: bool) -> Any:
+        key = (name, key, self._optimizer.constants())
+        if key not in self._graphs:
+            self._graphs[key] = tf.function(body, autograph=False, jit_compile=jit_compile)
+        return self._graphs[key]
+
+    def _update(
+        self,
+        indices: tuple[int, ...],
+        variables: Sequence[tf.Variable],
+        gradients: Sequence[tf.Tensor],
+        learning_rate: Any,
+    ) -> None:
+        scalars = functools.cache(
+            lambda dtype: self._optimizer.step_scalars(learning_rate, dtype.name)
+        )
+        pairs = dict(zip(indices, zip(variables, gradients, strict=True), strict=True))
+        for pack in self._packs:
+            for first, last in pack.runs(pairs.keys()):
+                run = [pairs.pop(index) for index in pack.indices[first:last]]
+                self._update_run(pack, first, last, run, scalars(pack.dtype))
+        for index, (variable, gradient) in pairs.items():
+            if serves(variable) and xla_is_available():
+                slots = [of_all[index].value for of_all in self._optimizer.slots().values()]
+                update = self._graph("one", None, self._update_one, jit_compile=True)
+                gradient = tf.cast(gradient, variable.dtype)
+                update(gradient, variable, slots, scalars(variable.dtype))
+            else:
+                self._optimizer.update_step(gradient, variable, learning_rate)
+
+    def _update_one(
+        self,
+        gradient: tf.Tensor,
+        variable: tf.Variable,
+        slots: Sequence[tf.Variable],
+        scalars: Any,
+    ) -> None:
+        values = tuple(tf.convert_to_tensor(slot) for slot in slots)
+        weights = tf.convert_to_tensor(variable)
+        weights, values = self._optimizer.new_values(gradient, weights, values, scalars)
+        for slot, value in zip(slots, values, strict=True):
+            slot.assign(value)
+        variable.assign(weights)
+
+    def _update_run(
+        self,
+        pack: Pack,
+        first: int,
+        last: int,
+        run: Sequence[tuple[tf.Variable, tf.Tensor]],
+        scalars: Any,
+    ) -> None:
+        """Updates variables that lie side by side in a pack, as if they were one."""
+        rule = self._optimizer.new_values
+        size = pack.starts[last] - pack.starts[first]
+        if size >= COMPILE_FROM and xla_is_available():
+            rule = self._graph("rule", None, rule, jit_compile=True)
+
+        gradient = _joined([tf.cast(gradient, pack.dtype) for _, gradient in run])
+        # From weights of zero the rule returns the step itself, unless the step depends on them.
+        whole = self._optimizer.step_depends_on_weights
+        weights = _joined([v for v, _ in run]) if whole else tf.zeros_like(gradient)
+        names = list(self._optimizer.slots())
+        values = tuple(pack.read(name, first, last) for name in names)
+        weights, values = rule(gradient, weights, values, scalars)
+        for name, value in zip(names, values, strict=True):
+            pack.write(name, first, last, value)
+        parts = tf.split(weights, pack.sizes[first:last])
+        for (variable, _), part in zip(run, parts, strict=True):
+            part = tf.reshape(part, variable.shape)
+            variable.assign(part) if whole else variable.assign_add(part)
+
+
+def _joined(tensors: Sequence[Any]) -> tf.Tensor:
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+
+
+def _groups(variables: Sequence[Any]) -> list[dict[int, tf.Variable]]:
+    """The small variables, by dtype and device: what may lie in one array."""
+    groups: dict[Any, dict[int, tf.Variable]] = {}
+    for index, variable in enumerate(variables):
+        native = variable.value if isinstance(variable, keras.Variable) else variable
+        if getattr(variable, "overwrite_with_gradient", False) or not serves(native):
+            continue
+        if native.shape.num_elements() <= PACK_UP_TO:
+            groups.setdefault((native.dtype, native.device), {})[index] = native
+    return [group for group in groups.values() if len(group) > 1]

@@ -1,0 +1,231 @@
+"""Reads the `.h5` files that Keras 2 wrote, where Keras 3 by itself fails.
+
+Keras 3 gets the weights right. It fails on nested models and on settings that it has dropped, and
+leaves the names of losses and metrics unresolved; before 3.11.3 it runs the bytecode of Lambda
+layers whatever `safe_mode` says. So the configs are checked and rewritten here before it sees them.
+"""
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+
+# Settings that layers of Keras 3 no longer have, with the value that they still stand for: those of
+# the recurrent layers; of the depthwise and the transposed convolutions.
+_GONE = {"time_major": False, "groups": 1}
+
+SAVE_AGAIN = "Copy it again, or save it again as a whole with Keras 2: model.save('model.h5')"
+PASS_CUSTOM_OBJECTS = "Pass what is not Keras 3's own in `custom_objects`, by its name in the file"
+
+
+class LegacyFile(NamedTuple):
+    """What is in a file besides the weights of the layers."""
+
+    keras_version: str
+    model_config: dict[str, Any]
+    training_config: dict[str, Any] | None  # the arguments of `compile`
+    layer_weights: list[list[str]]  # names, of each layer that has weights; trainable ones first
+    optimizer_weights: dict[str, Any]  # arrays by name
+
+
+def read(path: Path) -> LegacyFile:
+    """Raises a ValueError or a FileNotFoundError if `path` is not a whole file of a Keras model."""
+    if not path.exists():
+        raise FileNotFoundError(f"`path_or_config` must name a file. Received: {path}")
+    if path.is_dir():
+        raise refusal(path, "it is a directory", SAVE_AGAIN)
+    if zipfile.is_zipfile(path):
+        raise refusal(path, "it is a zip archive, such as a `.keras` file", SAVE_AGAIN)
+    import h5py  # here, because `import keras` alone does not need it
+
+    damaged = "it is not an HDF5 file of Keras, or it is cut short or damaged"
+    with refusing(path, damaged, SAVE_AGAIN), h5py.File(path, "r") as file:
+        model_config, training_config = (
+            json.loads(file.attrs.get(name, "null")) for name in ("model_config", "training_config")
+        )
+        version = _text(file.attrs.get("keras_version", "2"))
+        layers, state = file.get("model_weights", file), file.get("optimizer_weights", file)
+        names = [_names(layers[layer], "weight_names") for layer in _names(layers, "layer_names")]
+        arrays = {name: state[name][()] for name in _names(state, "weight_names")}
+    if not isinstance(model_config, dict):
+        found = "it has no `model_config`: it holds weights alone, or is not of Keras"
+        raise refusal(path, found, SAVE_AGAIN)
+    return LegacyFile(version, model_config, training_config, [n for n in names if n], arrays)
+
+
+def _names(group: Any, attribute: str) -> list[str]:
+    """A list in an attribute; Keras splits a long one into attribute0, attribute1, …"""
+    parts = [attribute, *(f"{attribute}{number}" for number in range(len(group.attrs)))]
+    names = [name for part in parts for name in group.attrs.get(part, [])]
+    return [_text(name) for name in names]
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def uncompiled_model(path: Path, file: LegacyFile, safe_mode: bool) -> keras.Model:
+    """The model with its weights, without optimizer, loss and metrics."""
+    import h5py
+
+    if safe_mode and (_has_lambda(file.model_config) or _has_lambda(file.training_config)):
+        remedy = "If you trust the file, pass `safe_mode=False`: Python bytecode in it will be run"
+        raise refusal(path, "it has a Lambda layer", remedy)
+    with (
+        refusing(path, "Keras cannot load its layers", PASS_CUSTOM_OBJECTS),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        rewritten = Path(folder) / "model.h5"
+        with h5py.File(path, "r") as source, h5py.File(rewritten, "w") as target:
+            source.copy("model_weights", target)
+            is_old = file.keras_version.startswith("2")
+            config = _for_keras_3(file.model_config) if is_old else file.model_config
+            target.attrs["model_config"] = json.dumps(config)
+        return keras.models.load_model(rewritten, compile=False, safe_mode=safe_mode)
+
+
+def _has_lambda(config: Any) -> bool:
+    if isinstance(config, dict):
+        is_lambda = config.get("class_name") in ("Lambda", "__lambda__")
+        return is_lambda or any(map(_has_lambda, config.values()))
+    return isinstance(config, list) and any(map(_has_lambda, config))
+
+
+def _for_keras_3(config: Any) -> Any:
+    """The config of a layer or a model, or a part of one."""
+    if isinstance(config, list):
+        return [_for_keras_3(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    config = {name: _for_keras_3(value) for name, value in config.items()}
+    if hasattr(keras.layers, config.get("class_name", "")):
+        settings = config["config"].items()
+        config["config"] = {k: v for k, v in settings if k not in _GONE or v != _GONE[k]}
+    if "output_layers" in config:
+        # In a graph, Keras 2 counts the calls of a nested model from 1, if the model has an input
+        # layer: that was call 0. Keras 3 counts from 0, but knows of the outputs of Functional.
+        nested = {
+            layer["config"]["name"]: layer["class_name"]
+            for layer in config["layers"]
+            if layer["config"].get("layers", [{}])[0].get("class_name") == "InputLayer"
+        }
+        for layer in config["layers"]:
+            for call in _calls(layer["inbound_nodes"]):
+                call[1] -= call[0] in nested
+        for call in _calls(config["output_layers"]):
+            call[1] -= nested.get(call[0]) == "Sequential"
+    return config
+
+
+def _calls(graph: Any) -> Iterator[list[Any]]:
+    """All [layer, number of the call, …] in nested lists."""
+    if graph and isinstance(graph[0], str):
+        yield graph
+    else:
+        for part in graph:
+            yield from _calls(part)
+
+
+def trainable_variables(
+    file: LegacyFile, model: keras.Model
+) -> Iterator[tuple[str, keras.Variable]]:
+    """With their names in the file: Keras has filled the variables from the names in this order."""
+    layers = [layer for layer in model.layers if layer.weights]
+    for layer, names in zip(layers, file.layer_weights, strict=True):
+        for name, variable in zip(names, layer.trainable_weights, strict=False):
+            yield name.removesuffix(":0"), variable
+
+
+# Loss and metrics
+
+
+def compile_arguments(file: LegacyFile, model: keras.Model) -> dict[str, Any]:
+    """The arguments of `compile`, but for the optimizer."""
+    saved = file.training_config or {}
+    return {
+        "loss": _restored(_loss, saved.get("loss")),
+        "loss_weights": saved.get("loss_weights"),
+        **{
+            kind: _restored(_metric, _as_first_named(saved.get(kind), model.output_names))
+            for kind in ("metrics", "weighted_metrics")
+        },
+    }
+
+
+def _as_first_named(metrics: Any, outputs: list[str]) -> Any:
+    """Where there are several outputs, Keras puts their names before those of the metrics. Keras 2
+    saved these names, and Keras 3 would put the outputs' before them once more.
+    """
+    if not isinstance(metrics, list) or len(outputs) == 1:
+        return metrics
+    return [
+        [
+            {**m, "config": {**m["config"], "name": m["config"]["name"].removeprefix(f"{output}_")}}
+            for m in of_output or []
+        ]
+        for output, of_output in zip(outputs, metrics, strict=True)
+    ]
+
+
+def _restored(restore: Callable[[Any], Any], saved: Any) -> Any:
+    """Losses or metrics as `compile` takes them: one, or a list or a dict for several outputs."""
+    if isinstance(saved, list):
+        return [_restored(restore, item) for item in saved]
+    if isinstance(saved, dict) and "class_name" not in saved:
+        return {output: _restored(restore, item) for output, item in saved.items()}
+    return None if saved is None else restore(saved)
+
+
+def _loss(saved: Any) -> Any:
+    if isinstance(saved, str):
+        return keras.saving.get_registered_object(saved) or keras.losses.get(saved)
+    # Keras 3 takes neither the function's name nor "auto", which was what is now the default.
+    settings = {k: v for k, v in saved["config"].items() if k != "fn" and v != "auto"}
+    return instance(keras.losses.deserialize, {**saved, "config": settings})
+
+
+def _metric(saved: Any) -> Any:
+    if isinstance(saved, str):
+        if saved in ("accuracy", "acc", "crossentropy", "ce"):  # `compile` looks at the output
+            return saved
+        return keras.saving.get_registered_object(saved) or keras.metrics.get(saved)
+    if saved["class_name"] != "MeanMetricWrapper":
+        return instance(keras.metrics.deserialize, saved)
+    settings = dict(saved["config"])
+    function = settings.pop("fn")  # its name, which Keras 3 would take for the function
+    if registered := keras.saving.get_registered_object(function):
+        return keras.metrics.MeanMetricWrapper(registered, **settings)
+    return type(keras.metrics.get(function))(**settings)
+
+
+def instance(deserialize: Callable[[Any], Any], saved: Mapping[str, Any]) -> Any:
+    """What a saved config says, for `deserialize` of keras.losses, metrics or schedules."""
+    # Some settings that were None by default are gone from Keras 3.
+    settings = {name: value for name, value in saved["config"].items() if value is not None}
+    instance = deserialize({"class_name": saved["class_name"], "config": settings})
+    if isinstance(instance, str):  # Keras returns a name that it does not know
+        raise ValueError(f"unknown: {instance}")
+    return instance
+
+
+# Errors
+
+
+def refusal(what: object, found: str, remedy: str) -> ValueError:
+    """The error that says what was found and what to do."""
+    return ValueError(f"{what} cannot be loaded: {found}. {remedy}.")
+
+
+@contextmanager
+def refusing(what: object, found: str, remedy: str) -> Iterator[None]:
+    """Turns whatever goes wrong inside into a refusal."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise refusal(what, f"{found} ({reason.rstrip('.')})", remedy) from error
