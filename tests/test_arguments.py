@@ -21,6 +21,7 @@ BAD_FOR_BOTH = [
     *(("epsilon", bad) for bad in [-1e-9, NAN, INF, -INF, "1e-3", None, True]),
     *(("epsilon_hat", bad) for bad in [0, 1, None, "yes"]),
     *(("skip_nonfinite", bad) for bad in [1, None]),
+    *(("fused", bad) for bad in [1, 0, None, "yes"]),
     *(("weight_decay", bad) for bad in [-0.1, NAN, INF, "0.1", True]),
     *((c, bad) for c in ["clipnorm", "clipvalue", "global_clipnorm"] for bad in [0, -1, NAN, "1"]),
     *(("use_ema", bad) for bad in [1, None]),

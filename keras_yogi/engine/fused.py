@@ -100,9 +100,11 @@ class FusedEngine:
         gradients: Sequence[tf.Tensor],
         learning_rate: Any,
     ) -> None:
-        scalars = functools.cache(
-            lambda dtype: self._optimizer.step_scalars(learning_rate, dtype.name)
-        )
+        @functools.cache
+        def scalars(dtype: tf.DType) -> Any:  # values, where the optimizer may have variables
+            of_step = self._optimizer.step_scalars(learning_rate, dtype.name)
+            return tf.nest.map_structure(tf.convert_to_tensor, of_step)
+
         pairs = dict(zip(indices, zip(variables, gradients, strict=True), strict=True))
         for pack in self._packs:
             for first, last in pack.runs(pairs.keys()):
