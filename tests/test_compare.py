@@ -286,7 +286,7 @@ def test_data_that_is_not_the_airfoil_file_is_refused(
     assert refused.value.code == 2
     message = capsys.readouterr().err
     if given == "wrong.dat":
-        assert f"SHA-1 must be {compare.AIRFOIL_SHA1}" in message
+        assert f"SHA-1 must be {compare.jobs.AIRFOIL_SHA1}" in message
     else:
         assert f"cannot read {tmp_path / given}" in message
         assert "No such file or directory" in message
@@ -320,12 +320,12 @@ def airfoil_file():
 
 
 def test_airfoil_rows_are_standardized_over_all_rows(compare, airfoil_file):
-    job = compare.airfoil(airfoil_file)
+    job = compare.jobs.airfoil(airfoil_file)
     raw = np.loadtxt(airfoil_file)
     expected = ((raw - raw.mean(0)) / raw.std(0))[:1500]
     # float32 of values up to 7
     np.testing.assert_allclose(np.hstack(job.train), expected, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(compare.airfoil(airfoil_file.parent).train[0], job.train[0])
+    np.testing.assert_array_equal(compare.jobs.airfoil(airfoil_file.parent).train[0], job.train[0])
 
 
 def test_airfoil_gives_the_textbooks_losses(compare, airfoil_file, monkeypatch, tmp_path, capsys):
@@ -335,7 +335,7 @@ def test_airfoil_gives_the_textbooks_losses(compare, airfoil_file, monkeypatch, 
     results = results_of(tmp_path)
     assert results["seeds"] == [0, 1, 2, 3, 4]
 
-    x, y = (values.astype("float64") for values in compare.airfoil(airfoil_file).train)
+    x, y = (values.astype("float64") for values in compare.jobs.airfoil(airfoil_file).train)
     x = np.hstack([x, np.ones_like(y)])
     residual = y - x @ np.linalg.solve(x.T @ x, x.T @ y)
     optimum = np.mean(residual**2) / 2

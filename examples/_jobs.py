@@ -1,0 +1,116 @@
+"""What compare.py trains on what: the data, the models and the losses."""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+from sklearn import datasets, model_selection
+
+AIRFOIL_FILE = "airfoil_self_noise.dat"
+AIRFOIL_URL = f"https://d2l-data.s3-accelerate.amazonaws.com/{AIRFOIL_FILE}"
+AIRFOIL_SHA1 = "76e5be1548fd8222e5074cf0faae75edff8cf93f"
+AIRFOIL_ROWS = 1500  # of 1,503: what the textbook trains on
+
+Rows = tuple[np.ndarray, np.ndarray]
+
+
+class DataError(Exception):
+    """The data cannot be had; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what."""
+
+    train: Rows
+    validation: Rows | None
+    layers: Callable[[], list[layers.Layer]]
+    loss: Callable[[Any, Any], Any]
+    loss_name: str
+
+
+def standardized(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """`values` in standard deviations from the mean of `reference`, column by column."""
+    return ((values - reference.mean(axis=0)) / reference.std(axis=0)).astype("float32")
+
+
+def diabetes() -> Job:
+    """A small network; a fifth of the patients are kept for validation."""
+    x, y = datasets.load_diabetes(return_X_y=True)
+    x, x_validation, y, y_validation = model_selection.train_test_split(
+        x, y[:, None], test_size=0.2, random_state=0
+    )
+    return Job(
+        (standardized(x, x), standardized(y, y)),
+        (standardized(x_validation, x), standardized(y_validation, y)),
+        lambda: [layers.Dense(16, activation="relu"), layers.Dense(1)],
+        keras.losses.mean_squared_error,
+        "mean squared error / variance of the target",
+    )
+
+
+def digits() -> Job:
+    """A small network; a fifth of the digits are kept for validation."""
+    x, y = datasets.load_digits(return_X_y=True)
+    x, x_validation, y, y_validation = model_selection.train_test_split(
+        x.astype("float32") / 16.0, y, test_size=0.2, random_state=0, stratify=y
+    )
+    return Job(
+        (x, y),
+        (x_validation, y_validation),
+        lambda: [layers.Dense(32, activation="relu"), layers.Dense(10, activation="softmax")],
+        keras.losses.sparse_categorical_crossentropy,
+        "cross-entropy (nats)",
+    )
+
+
+def airfoil(data: Path | None) -> Job:
+    """The textbook's linear regression; it keeps no rows for validation."""
+    rows = np.loadtxt(io.BytesIO(airfoil_bytes(data)))
+    rows = standardized(rows, rows)[:AIRFOIL_ROWS]
+    return Job(
+        (rows[:, :-1], rows[:, -1:]),
+        None,
+        lambda: [layers.Dense(1, kernel_initializer=keras.initializers.RandomNormal(stddev=0.01))],
+        lambda y, prediction: ops.square(prediction - y) / 2,
+        "mean squared error / 2",
+    )
+
+
+def airfoil_bytes(data: Path | None) -> bytes:
+    """The data file: given (itself, or a folder that holds it), else downloaded and cached."""
+    how = f"Give the file, or its folder, with --data or $KERAS_YOGI_DATA (it is {AIRFOIL_URL})."
+    given = data or os.environ.get("KERAS_YOGI_DATA")
+    if given:
+        path = Path(given)
+        path = path / AIRFOIL_FILE if path.is_dir() else path
+    else:
+        try:
+            path = Path(keras.utils.get_file(AIRFOIL_FILE, AIRFOIL_URL))
+        except Exception as error:  # the class that get_file raises when there is no network
+            raise DataError(f"cannot download {AIRFOIL_FILE}: {error}. {how}") from error
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}. {how}") from error
+    sha1 = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+    if sha1 != AIRFOIL_SHA1:
+        raise DataError(
+            f"{path} is not the textbook's file: its SHA-1 must be {AIRFOIL_SHA1}. Received: {sha1}"
+        )
+    return content
+
+
+def least_squares(job: Job) -> float:
+    """The lowest loss that airfoil's linear model can have."""
+    x, y = (values.astype("float64") for values in job.train)
+    x = np.column_stack([x, np.ones(len(x))])
+    weights = np.linalg.lstsq(x, y, rcond=None)[0]
+    return float(np.mean((x @ weights - y) ** 2 / 2))
