@@ -90,6 +90,7 @@ def uncompiled_model(path: Path, file: LegacyFile, safe_mode: bool) -> keras.Mod
 
 
 def _has_lambda(config: Any) -> bool:
+    """Asked of any Lambda layer: even a named function can be chosen to do harm."""
     if isinstance(config, dict):
         is_lambda = config.get("class_name") in ("Lambda", "__lambda__")
         return is_lambda or any(map(_has_lambda, config.values()))
@@ -110,7 +111,7 @@ def _for_keras_3(config: Any) -> Any:
         # In a graph, Keras 2 counts the calls of a nested model from 1, if the model has an input
         # layer: that was call 0. Keras 3 counts from 0, but knows of the outputs of Functional.
         nested = {
-            layer["config"]["name"]: layer["class_name"]
+            layer["name"]: layer["class_name"]
             for layer in config["layers"]
             if layer["config"].get("layers", [{}])[0].get("class_name") == "InputLayer"
         }
@@ -123,11 +124,11 @@ def _for_keras_3(config: Any) -> Any:
 
 
 def _calls(graph: Any) -> Iterator[list[Any]]:
-    """All [layer, number of the call, …] in nested lists."""
-    if graph and isinstance(graph[0], str):
+    """All [layer, number of the call, …] in nested lists and dicts."""
+    if isinstance(graph, list) and graph and isinstance(graph[0], str):
         yield graph
     else:
-        for part in graph:
+        for part in graph.values() if isinstance(graph, dict) else graph:
             yield from _calls(part)
 
 
@@ -147,29 +148,26 @@ def trainable_variables(
 def compile_arguments(file: LegacyFile, model: keras.Model) -> dict[str, Any]:
     """The arguments of `compile`, but for the optimizer."""
     saved = file.training_config or {}
+    outputs = [""] if len(model.outputs) == 1 else model.output_names
     return {
         "loss": _restored(_loss, saved.get("loss")),
         "loss_weights": saved.get("loss_weights"),
-        **{
-            kind: _restored(_metric, _as_first_named(saved.get(kind), model.output_names))
-            for kind in ("metrics", "weighted_metrics")
-        },
+        "metrics": _metrics(saved.get("metrics"), outputs),
+        "weighted_metrics": _metrics(saved.get("weighted_metrics"), outputs),
     }
 
 
-def _as_first_named(metrics: Any, outputs: list[str]) -> Any:
-    """Where there are several outputs, Keras puts their names before those of the metrics. Keras 2
-    saved these names, and Keras 3 would put the outputs' before them once more.
+def _metrics(saved: Any, outputs: list[str]) -> Any:
+    """Keras 2 saved a list for each output, with the output's name before those of its metrics if
+    there are several outputs. Keras 3 wants one list for one output, and adds the names itself.
     """
-    if not isinstance(metrics, list) or len(outputs) == 1:
-        return metrics
-    return [
-        [
-            {**m, "config": {**m["config"], "name": m["config"]["name"].removeprefix(f"{output}_")}}
-            for m in of_output or []
-        ]
-        for output, of_output in zip(outputs, metrics, strict=True)
+    if not saved or not all(isinstance(of_output, list) for of_output in saved):
+        return _restored(_metric, saved)
+    restored = [
+        [_metric(metric, output and f"{output}_") for metric in of_output if metric is not None]
+        for output, of_output in zip(outputs, saved, strict=True)
     ]
+    return restored if len(outputs) > 1 else restored[0]
 
 
 def _restored(restore: Callable[[Any], Any], saved: Any) -> Any:
@@ -186,31 +184,31 @@ def _loss(saved: Any) -> Any:
         return keras.saving.get_registered_object(saved) or keras.losses.get(saved)
     # Keras 3 takes neither the function's name nor "auto", which was what is now the default.
     settings = {k: v for k, v in saved["config"].items() if k != "fn" and v != "auto"}
-    return instance(keras.losses.deserialize, {**saved, "config": settings})
+    return from_config(keras.losses.deserialize, {**saved, "config": settings})
 
 
-def _metric(saved: Any) -> Any:
+def _metric(saved: Any, prefix: str = "") -> Any:
     if isinstance(saved, str):
         if saved in ("accuracy", "acc", "crossentropy", "ce"):  # `compile` looks at the output
             return saved
         return keras.saving.get_registered_object(saved) or keras.metrics.get(saved)
+    settings = {**saved["config"], "name": saved["config"]["name"].removeprefix(prefix)}
     if saved["class_name"] != "MeanMetricWrapper":
-        return instance(keras.metrics.deserialize, saved)
-    settings = dict(saved["config"])
+        return from_config(keras.metrics.deserialize, {**saved, "config": settings})
     function = settings.pop("fn")  # its name, which Keras 3 would take for the function
     if registered := keras.saving.get_registered_object(function):
         return keras.metrics.MeanMetricWrapper(registered, **settings)
     return type(keras.metrics.get(function))(**settings)
 
 
-def instance(deserialize: Callable[[Any], Any], saved: Mapping[str, Any]) -> Any:
+def from_config(deserialize: Callable[[Any], Any], saved: Mapping[str, Any]) -> Any:
     """What a saved config says, for `deserialize` of keras.losses, metrics or schedules."""
     # Some settings that were None by default are gone from Keras 3.
     settings = {name: value for name, value in saved["config"].items() if value is not None}
-    instance = deserialize({"class_name": saved["class_name"], "config": settings})
-    if isinstance(instance, str):  # Keras returns a name that it does not know
-        raise ValueError(f"unknown: {instance}")
-    return instance
+    restored = deserialize({**saved, "config": settings})
+    if isinstance(restored, str):  # Keras returns a name that it does not know
+        raise ValueError(f"unknown: {restored}")
+    return restored
 
 
 # Errors

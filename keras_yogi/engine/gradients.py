@@ -20,6 +20,34 @@ if keras.config.backend() == "tensorflow":
             tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
         )
 
+    def check_rows(gradient: Tensor, shape: tuple[int, ...], what: str) -> None:
+        """Raises a ValueError that begins with `what` if rows cannot be those of a table of this
+        shape. Which rows they are is known in eager mode alone.
+        """
+        if not isinstance(gradient, tf.IndexedSlices):
+            return
+        values, indices = gradient.values.shape, gradient.indices
+        if gradient.dense_shape is None:
+            raise ValueError(f"{what} say of which table its rows are. Received: dense_shape=None")
+        table = tf.get_static_value(gradient.dense_shape)
+        if table is not None and tuple(table) != shape:
+            raise ValueError(
+                f"{what} be of rows of a table of its shape {shape}. "
+                f"Received: rows of {tuple(table.tolist())}"
+            )
+        if not values[1:].is_compatible_with(shape[1:]):
+            raise ValueError(
+                f"{what} be of rows of shape {shape[1:]}. Received: {tuple(values[1:])}"
+            )
+        if not indices.dtype.is_integer:
+            raise ValueError(f"{what} name rows by integers. Received: {indices.dtype.name}")
+        if not indices.shape.is_compatible_with(values[:1]):
+            raise ValueError(
+                f"{what} name one index a row. Received: {indices.shape[0]} for {values[0]} rows"
+            )
+        if tf.executing_eagerly() and bool(tf.reduce_any((indices < 0) | (indices >= shape[0]))):
+            raise ValueError(f"{what} name rows in [0, {shape[0]}). Received: {indices.numpy()}")
+
     def apply_if_finite(
         gradients: Gradients,
         apply: Callable[[Gradients], None],
@@ -60,7 +88,12 @@ else:
 
     def with_rows_summed(gradient: Tensor) -> Tensor:
         """The dense gradient; repeated rows of a sparse one are summed."""
+        if keras.config.backend() == "torch" and getattr(gradient, "is_sparse", False):
+            return gradient.to_dense()
         return ops.convert_to_tensor(gradient, sparse=False)
+
+    def check_rows(gradient: Tensor, shape: tuple[int, ...], what: str) -> None:
+        """Sparse tensors of these backends carry their shape, which is checked like any other."""
 
     def apply_if_finite(
         gradients: Gradients,

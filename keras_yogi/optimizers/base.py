@@ -2,7 +2,8 @@
 
 Every use of an underscore name of Keras is in this file, because nothing public gives the same:
 `_trainable_variables`, the list that the optimizer was built with; `_get_variable_index`, the
-place of a variable in it (Keras's own guide for authors of optimizers uses it);
+place of a variable in it (Keras's own guide for authors of optimizers uses it), and `_var_key`,
+what it goes by;
 `_backend_update_step`, which receives all gradients of a step at once, after Keras has clipped
 them, where `update_step` sees one; `_track_variable`, which puts a slot that is not a Keras
 variable into `optimizer.variables`.
@@ -18,7 +19,7 @@ from keras import ops
 
 from keras_yogi.engine import choice, gradients
 from keras_yogi.engine.state import HiddenScalar
-from keras_yogi.optimizers import arguments, rules
+from keras_yogi.optimizers import arguments, calls, rules
 from keras_yogi.optimizers.arguments import KerasArguments
 from keras_yogi.optimizers.rules import StepScalars, Tensor
 
@@ -88,6 +89,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """
         if self.built:
             return
+        variables = calls.variable_list("variables", variables)
         obstacle = choice.obstacle(variables)
         if self.fused is True and obstacle:
             raise arguments.reject("fused", f'False or "auto" here: {obstacle}', True)
@@ -180,7 +182,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             name: "momentum", "velocity", or what else the optimizer keeps.
             value: of the variable's shape.
         """
-        self._slot(variable, name).assign(value)
+        slot = self._slot(variable, name)
+        calls.same_shapes([slot], [value])
+        slot.assign(value)
 
     def start_from_unbiased_velocity(self) -> None:
         """From now on v̂ = v: the velocity holds what it should, and needs no correction."""
@@ -218,24 +222,98 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         velocity_bias = float(saved.pop("velocity_bias", 1.0))
         variables = self._indexed_variables()
         if len(saved) != len(variables):
-            hint = "" if self.built else " It has not been built yet: train or build it first."
+            hint = "" if self.built else " It has not been built yet: build or train it first."
             warnings.warn(
                 f"Nothing was loaded into optimizer '{self.name}', because it has "
                 f"{len(variables)} variables, and the saved one has {len(saved)}.{hint}",
                 stacklevel=2,
             )
             return
-        for index, variable in enumerate(variables):
-            if tuple(variable.shape) != saved[str(index)].shape:
-                raise ValueError(
-                    f"`{variable.path}` must be loaded from an array of its shape "
-                    f"{tuple(variable.shape)}. Received: shape {saved[str(index)].shape}"
-                )
-        for index, variable in enumerate(variables):
-            variable.assign(saved[str(index)])
+        names = [str(index) for index in range(len(variables))]
+        if strange := [name for name in saved if name not in names]:
+            raise ValueError(
+                f"The state of '{self.name}' must be stored under the names {', '.join(names)}. "
+                f"Received: {', '.join(strange)}"
+            )
+        calls.same_shapes(variables, [saved[name] for name in names])
+        for name, variable in zip(names, variables, strict=True):
+            variable.assign(saved[name])
         if self.built and self.skip_nonfinite:
             self._skipped_steps.assign(skipped_steps)
         self._velocity_bias.assign(velocity_bias)
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Sets all of `optimizer.variables`, or, with an error, none.
+
+        Args:
+            weights: one array for each of `optimizer.variables`, of its shape.
+
+        Raises:
+            ValueError: the optimizer is not built, or the arrays are not of that number and shape.
+        """
+        if self.built:
+            if len(weights) != len(self.variables):
+                raise ValueError(
+                    f"`weights` must hold {len(self.variables)} arrays, one for each of "
+                    f"`optimizer.variables`. Received: {len(weights)}"
+                )
+            calls.same_shapes(self.variables, weights)
+        super().set_weights(weights)
+
+    # Settings that may change later
+
+    @property
+    def learning_rate(self) -> Any:
+        """η: Keras's variable, or what the schedule or the callable gives now."""
+        return super().learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        is_scalar = ops.is_tensor(learning_rate) and tuple(learning_rate.shape) == ()
+        if not is_scalar:
+            learning_rate = arguments.learning_rate(learning_rate)
+        if callable(self._learning_rate) and not callable(learning_rate):
+            raise TypeError(
+                "The learning rate is a schedule or a callable: assign another one, or make the "
+                "optimizer with a number as its `learning_rate`."
+            )
+        keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
+
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Excludes variables from weight decay, as `keras.optimizers.Optimizer` does.
+
+        Args:
+            var_list: variables. Defaults to None.
+            var_names: parts of the names of variables. Defaults to None.
+
+        Raises:
+            ValueError: the optimizer is built already.
+        """
+        if self.built:
+            raise ValueError(
+                "`exclude_from_weight_decay` must be called before the optimizer is built. "
+                f"Received: an optimizer of {len(self._trainable_variables)} variables"
+            )
+        super().exclude_from_weight_decay(var_list, var_names)
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """With `use_ema`, gives the variables their averages, as Keras does at the end of `fit`.
+
+        Args:
+            var_list: the variables that the optimizer was built with, in that order: on TensorFlow
+                Keras hands out the averages by position.
+
+        Raises:
+            ValueError: `var_list` is another list.
+        """
+        if self.use_ema:
+            known = [self._var_key(v) for v in self._trainable_variables]
+            rule = "the variables that the optimizer was built with, in their order"
+            if hasattr(var_list, "assign") or [self._var_key(v) for v in var_list] != known:
+                raise arguments.reject("var_list", rule, var_list)
+        super().finalize_variable_values(var_list)
 
     # Applying gradients
 
@@ -252,7 +330,14 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             trainable_variables: the variables, in the order of `grads`. Defaults to those that the
                 optimizer was built with; the first call with them builds it.
         """
-        grads = [g if g is None else gradients.with_rows_summed(g) for g in grads]
+        grads = calls.gradient_list(grads)
+        if trainable_variables is not None:
+            trainable_variables = calls.variable_list("trainable_variables", trainable_variables)
+        if grads and (self.built or trainable_variables is not None):
+            known = (
+                self._trainable_variables if trainable_variables is None else trainable_variables
+            )
+            grads = calls.dense_gradients(grads, known)
         if self.skip_nonfinite and not self.built and trainable_variables is not None:
             # Here, because variables cannot be made inside a condition.
             with keras.name_scope(self.name, caller=self):
