@@ -256,8 +256,10 @@ def test_packed_slot_refuses_another_shape():
     variables = variables_of([((3, 2), "float32"), ((4,), "float32")])
     optimizer = keras_yogi.Adam(fused=True)
     optimizer.build(variables)
-    with pytest.raises(ValueError, match="must be given a value of its shape"):
+    with pytest.raises(ValueError, match="must be of its shape"):
         optimizer.set_slot(variables[0], "velocity", np.ones(6))
+    with pytest.raises(ValueError, match="must be given a value of its shape"):
+        optimizer.slots()["velocity"][0].assign(np.ones(6))
     optimizer.set_slot(variables[0], "velocity", np.full((3, 2), 2.0))
     np.testing.assert_array_equal(optimizer.get_slot(variables[0], "velocity"), 2.0)
     np.testing.assert_array_equal(optimizer.get_slot(variables[1], "velocity"), 0.0)

@@ -23,7 +23,7 @@ def test_lower_bounds_are_the_versions_that_ci_tests():
     bounds = dict(bound.split(">=") for bound in project["dependencies"])
     oldest = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8")
     for name, tested in re.findall(r"^(\w+)==(.+)$", oldest, re.MULTILINE):
-        assert bounds[name] == tested
+        assert tested.startswith(bounds[name])
         assert f"{name} {tested}" in README.lower()
 
 
