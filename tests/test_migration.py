@@ -198,7 +198,7 @@ class Recording:
     def __init__(self, name):
         self.path = GOLDEN / name
         if name == "tfa_model.h5":
-            arrays = np.load(GOLDEN / "tfa_migration.npz")
+            arrays = np.load(GOLDEN.parent / "golden" / "tfa_migration.npz")
             self.x, self.y = arrays["x"], arrays["y"]
             weights = [arrays[f"next_w{index}"].reshape(10, -1) for index in range(4)]
             self.next = np.concatenate(weights, axis=1)
@@ -260,7 +260,7 @@ def test_every_part_of_the_state_matters(spoil):
 
 
 def test_weights_and_slots_are_those_of_the_save():
-    arrays = np.load(GOLDEN / "tfa_migration.npz")
+    arrays = np.load(GOLDEN.parent / "golden" / "tfa_migration.npz")
     model = load_tfa(str(GOLDEN / "tfa_model.h5"))
     for index, variable in enumerate(model.trainable_variables):
         np.testing.assert_array_equal(variable, arrays[f"save_w{index}"])
