@@ -1,0 +1,473 @@
+"""What test_other_backends.py has run in a process with KERAS_BACKEND=jax or torch.
+
+An experiment trains something and returns numbers. Those of `EVERYWHERE` run on any backend; the
+test runs them on TensorFlow too, and compares. As a program, prints one JSON line per experiment,
+{"name": …, "result": …} or {"name": …, "error": …}: JSON keeps every bit of a float.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import keras
+import numpy as np
+
+KERAS_IMPORTS_TENSORFLOW = "tensorflow" in sys.modules
+
+import keras_yogi  # noqa: E402
+
+Experiments = dict[str, Callable[[], Any]]
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, default=lambda array: np.asarray(array).tolist())
+
+
+# A model and its training. ε = 1e-3 throughout: with a smaller one, rounding decides where
+# gradients are nearly zero.
+
+OPTIONS = {
+    "adam": dict(rule="adam"),
+    "adam, amsgrad, epsilon_hat": dict(
+        rule="adam", beta_2=0.5, amsgrad=True, epsilon_hat=True, epsilon=1e-2
+    ),
+    "yogi": dict(rule="yogi"),
+    "yogi, tanh, proximal": dict(
+        rule="yogi",
+        activation="tanh",
+        l1_regularization_strength=0.1,
+        l2_regularization_strength=0.1,
+    ),
+    "accumulation": dict(rule="yogi", gradient_accumulation_steps=2),
+    "ema": dict(rule="adam", use_ema=True, ema_momentum=0.9),
+    "ema, overwriting": dict(
+        rule="yogi", use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=3
+    ),
+    "weight_decay, schedule": dict(
+        rule="adam", weight_decay=0.5, learning_rate={"decay_steps": 2, "decay_rate": 0.5}
+    ),
+    "clipnorm": dict(rule="yogi", clipnorm=0.01),
+    "global_clipnorm": dict(rule="yogi", global_clipnorm=0.01),
+    "clipvalue, loss_scale_factor": dict(rule="adam", clipvalue=0.01, loss_scale_factor=64.0),
+    "skip_nonfinite": dict(rule="adam", skip_nonfinite=True),
+    "skip_nonfinite, everything": dict(
+        rule="yogi",
+        skip_nonfinite=True,
+        gradient_accumulation_steps=2,
+        weight_decay=0.1,
+        use_ema=True,
+        ema_momentum=0.9,
+        clipnorm=0.1,
+    ),
+}
+
+
+def optimizer_of(rule: str, learning_rate: Any = 0.0625, epsilon: float = 1e-3, **options):
+    if isinstance(learning_rate, dict):
+        learning_rate = keras.optimizers.schedules.ExponentialDecay(0.0625, **learning_rate)
+    optimizer_class = {"adam": keras_yogi.Adam, "yogi": keras_yogi.Yogi}[rule]
+    return optimizer_class(learning_rate, epsilon=epsilon, **options)
+
+
+def data(faulty: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Five batches of 16; with `faulty`, an infinity in the second one."""
+    x = np.random.default_rng(6).normal(size=(80, 5)).astype("float32")
+    y = np.sin(x.sum(axis=1, keepdims=True))
+    if faulty:
+        x[20, 3] = np.inf
+    return x, y
+
+
+def compiled(optimizer, layers=(), inputs=None):
+    """The same model with the same weights on every backend."""
+    layers = layers or [keras.layers.Dense(7, activation="tanh"), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((5,)) if inputs is None else inputs, *layers])
+    random = np.random.default_rng(8)
+    model.set_weights([random.normal(size=w.shape) / 2 for w in model.get_weights()])
+    model.compile(optimizer, loss="mse")
+    return model
+
+
+def train(model, faulty: bool = False, epochs: int = 3) -> None:
+    model.fit(*data(faulty), batch_size=16, epochs=epochs, shuffle=False, verbose=0)
+
+
+def state(model) -> dict:
+    """What training leaves behind."""
+    optimizer, trained = model.optimizer, model.trainable_variables
+    slots = {
+        f"{name} of variable {i}": keras.ops.convert_to_numpy(optimizer.get_slot(v, name))
+        for name in optimizer.slots()
+        for i, v in enumerate(trained)
+    }
+    return {
+        "iterations": int(optimizer.iterations),
+        "skipped_steps": optimizer.skipped_steps,
+        **{f"weight {i}": w for i, w in enumerate(model.get_weights())},
+        **slots,
+    }
+
+
+# On every backend
+
+
+def fit(options: dict) -> dict:
+    model = compiled(optimizer_of(**options))
+    train(model, faulty=options.get("skip_nonfinite", False))
+    return state(model)
+
+
+def embedding(options: dict) -> dict:
+    """Every batch names most of the twelve words several times."""
+    words = np.random.default_rng(1).integers(0, 12, size=(80, 6))
+    labels = words.mean(axis=1, keepdims=True).astype("float32")
+    layers = [keras.layers.Embedding(20, 3), keras.layers.Flatten(), keras.layers.Dense(1)]
+    model = compiled(optimizer_of(**options), layers, keras.Input((6,), dtype="int32"))
+    model.fit(words, labels, batch_size=16, epochs=3, shuffle=False, verbose=0)
+    return state(model)
+
+
+def normalized():
+    hidden = [keras.layers.Dense(7, activation="tanh"), keras.layers.BatchNormalization()]
+    return compiled(optimizer_of("yogi", clipvalue=0.1), [*hidden, keras.layers.Dense(1)])
+
+
+def warm_started():
+    model = normalized()
+    keras_yogi.warm_start(model, *data(), batch_size=16)
+    return model
+
+
+def warm_start() -> dict:
+    """Right after, and after training."""
+    model = warm_started()
+    start = state(model)
+    train(model)
+    return {"started": start, "trained": state(model)}
+
+
+def warm_start_in_half_precision() -> dict:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = compiled(optimizer_of("yogi"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    optimizer = model.optimizer.inner_optimizer
+    keras_yogi.warm_start(model, *data(), batch_size=16)
+    velocities = [optimizer.get_slot(v, "velocity") for v in model.trainable_variables]
+    return {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(velocities)}
+
+
+def load_weights_into_a_trained_model(folder: Path) -> dict:
+    """Of a warm-started model into one that was not, and whose `fit` is compiled already."""
+    path = folder / "warm_started.weights.h5"
+    source = warm_started()
+    train(source)
+    source.save_weights(path)
+    model = normalized()
+    train(model, epochs=1)
+    model.load_weights(path)
+    train(model)
+    return state(model)
+
+
+def fit_twice(options: dict) -> dict:
+    model = compiled(optimizer_of(**options))
+    train(model, epochs=1)
+    train(model, epochs=1)
+    return state(model)
+
+
+EVERYWHERE: Experiments = {
+    **{f"fit: {name}": partial(fit, options) for name, options in OPTIONS.items()},
+    "fit: twice, with ema": partial(fit_twice, OPTIONS["ema"]),
+    "embedding: adam": partial(embedding, OPTIONS["adam"]),
+    "embedding: clipnorm": partial(embedding, OPTIONS["clipnorm"]),
+    "warm_start": warm_start,
+    "warm_start: mixed_float16": warm_start_in_half_precision,
+}
+
+
+# Files: each backend writes them, and goes on from its own and from TensorFlow's
+
+SAVED = {
+    "adam": {**OPTIONS["weight_decay, schedule"], "amsgrad": True, "epsilon_hat": True},
+    "skip_nonfinite": {**OPTIONS["yogi, tanh, proximal"], "skip_nonfinite": True},
+    "warm_start": None,
+}
+
+
+def path_of(folder: Path, backend: str, name: str) -> Path:
+    return folder / f"{name} of {backend}.keras"
+
+
+def save(path: Path, name: str) -> dict:
+    options = SAVED[name]
+    model = compiled(optimizer_of(**options)) if options else warm_started()
+    train(model, faulty=name == "skip_nonfinite")
+    model.save(path)
+    return {"saved": state(model), "trained on": _trained_on(model)}
+
+
+def load(path: Path) -> dict:
+    model = keras.models.load_model(path)
+    return {"saved": state(model), "trained on": _trained_on(model)}
+
+
+def _trained_on(model) -> dict:
+    train(model)
+    return state(model)
+
+
+# The update itself
+
+
+def trajectory(case: dict, weights: list, gradients: list, dtype: str, apply: Callable) -> list:
+    """As `reference.trajectory`, which needs TensorFlow."""
+    variables = [keras.Variable(np.array(w), dtype=dtype) for w in weights]
+    optimizer = optimizer_of(**case)
+    optimizer.build(variables)
+    step = apply(optimizer, variables)
+
+    def slots(variable: keras.Variable) -> dict:
+        return {
+            name: keras.ops.convert_to_numpy(optimizer.get_slot(variable, name))
+            for name in optimizer.slots()
+        }
+
+    states = [[{"weights": v.numpy(), **slots(v)} for v in variables]]
+    for row in gradients:
+        step([keras.ops.convert_to_tensor(np.array(g), dtype) for g in row])
+        states.append([{"weights": v.numpy(), **slots(v)} for v in variables])
+    return states
+
+
+def eager_apply(optimizer, variables) -> Callable:
+    return lambda gradients: optimizer.apply(gradients, variables)
+
+
+def jitted_stateless_apply(optimizer, variables) -> Callable:
+    import jax
+
+    stateless_apply = jax.jit(optimizer.stateless_apply)
+
+    def step(gradients: list) -> None:
+        trained, own = stateless_apply(
+            [v.value for v in optimizer.variables], gradients, [v.value for v in variables]
+        )
+        for variable, value in zip(
+            [*variables, *optimizer.variables], [*trained, *own], strict=True
+        ):
+            variable.assign(value)
+
+    return step
+
+
+ROADS = {
+    "jax": {
+        "apply": (eager_apply, ["float32"]),
+        "stateless_apply": (jitted_stateless_apply, ["float64"]),
+    },
+    "torch": {"apply": (eager_apply, ["float32", "float64"])},
+}
+
+
+def fused_error() -> str | None:
+    variable = keras.Variable(np.ones(3, "float32"))
+    try:
+        optimizer_of("yogi", fused=True).build([variable])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def jax_in_float64(experiment: Callable[[], Any]) -> Any:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    try:
+        return experiment()
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+SKIPPING = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "ema, decay": {
+        "use_ema": True,
+        "ema_momentum": 0.9,
+        "ema_overwrite_frequency": 2,
+        "weight_decay": 0.1,
+    },
+    "schedule": {"learning_rate": {"decay_steps": 1, "decay_rate": 0.5}},
+}
+
+
+def faulty_steps(apply: Callable, options: str) -> dict:
+    """All variables after faulty steps among good ones, and after the good ones alone."""
+
+    def run(scales: list[float], **skipping) -> tuple[list, int]:
+        variables = [keras.Variable(np.ones(3, "float32")), keras.Variable(np.float32(2.0))]
+        optimizer = optimizer_of("yogi", **SKIPPING[options], **skipping)
+        optimizer.build(variables)
+        step = apply(optimizer, variables)
+        for scale in scales:
+            gradients = [np.array([1.0, scale, -2.0]), np.array(0.5)]
+            step([keras.ops.convert_to_tensor(g, "float32") for g in gradients])
+        kept = [v for v in optimizer.variables if "skipped" not in v.path]
+        return [v.numpy() for v in [*variables, *kept]], optimizer.skipped_steps
+
+    nan, inf = np.nan, np.inf
+    actual, skipped = run([nan, 1.0, 2.0, inf, -inf, 3.0, 4.0, nan], skip_nonfinite=True)
+    expected, _ = run([1.0, 2.0, 3.0, 4.0])
+    return {"actual": actual, "expected": expected, "skipped_steps": skipped}
+
+
+def repeated_rows(**options) -> dict:
+    """A sparse gradient that names a row twice, and the dense one that it stands for."""
+    rows, values = np.array([1, 4, 1]), np.array([[1.0, 2.0], [3.0, -1.0], [0.5, -4.0]], "float32")
+    dense = np.zeros((5, 2), "float32")
+    np.add.at(dense, rows, values)
+    if keras.config.backend() == "jax":
+        from jax.experimental.sparse import BCOO
+
+        sparse = BCOO((values, rows[:, None]), shape=dense.shape)
+    else:
+        import torch
+
+        sparse = torch.sparse_coo_tensor(rows[None], values, dense.shape, check_invariants=True)
+
+    def run(gradient) -> dict:
+        variable = keras.Variable(np.ones((5, 2)), dtype="float32")
+        optimizer = optimizer_of("yogi", **options)
+        for _ in range(2):
+            optimizer.apply([gradient], [variable])
+        return {
+            "weights": variable.numpy(),
+            "velocity": keras.ops.convert_to_numpy(optimizer.get_slot(variable, "velocity")),
+        }
+
+    return {"sparse": run(sparse), "dense": run(keras.ops.convert_to_tensor(dense))}
+
+
+# JAX alone
+
+
+def distributed(shard_weights: bool) -> dict:
+    """Over two devices: the batches alone, or the weights and with them the slots as well."""
+    devices = keras.distribution.list_devices()
+    assert len(devices) == 2, devices
+    distribution = keras.distribution.DataParallel(devices=devices)
+    if shard_weights:
+        mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], devices)
+        layout = keras.distribution.LayoutMap(mesh)
+        layout[".*kernel"] = ("model", None)
+        distribution = keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+
+    one = _fit_with_even_shapes()
+    keras.distribution.set_distribution(distribution)
+    try:
+        two = _fit_with_even_shapes()
+        optimizer, trained = two.optimizer, two.trainable_variables
+        pairs = [
+            pair
+            for slots in optimizer.slots().values()
+            for pair in zip(trained, slots, strict=True)
+        ]
+        return {
+            "devices": [len(slot.value.sharding.device_set) for _, slot in pairs],
+            "slots in halves": sum(not s.value.sharding.is_fully_replicated for _, s in pairs),
+            "slots apart from their weights": [v.path for v, s in pairs if not _together(v, s)],
+            "one device": state(one),
+            "two devices": state(two),
+        }
+    finally:
+        keras.distribution.set_distribution(None)
+
+
+def _fit_with_even_shapes():
+    layers = [keras.layers.Dense(6, activation="tanh"), keras.layers.Dense(1)]
+    options = OPTIONS["skip_nonfinite, everything"]
+    model = compiled(optimizer_of(**options), layers, keras.Input((4,)))
+    x, y = data(faulty=True)
+    model.fit(x[:, :4], y, batch_size=16, epochs=3, shuffle=False, verbose=0)
+    return model
+
+
+def _together(variable: keras.Variable, slot: keras.Variable) -> bool:
+    sharding = variable.value.sharding
+    return slot.value.sharding.is_equivalent_to(sharding, variable.value.ndim)
+
+
+# PyTorch alone
+
+
+def custom_loop() -> dict:
+    """Written by hand, without torch.no_grad; "graphs": the variables that keep one alive."""
+    model = compiled(optimizer_of(**OPTIONS["yogi"]))
+    x, y = data()
+    for start in 3 * list(range(0, len(x), 16)):
+        model.zero_grad()
+        batch = slice(start, start + 16)
+        loss = keras.ops.mean(keras.losses.mean_squared_error(y[batch], model(x[batch])))
+        loss.backward()
+        variables = model.trainable_variables
+        model.optimizer.apply([v.value.grad for v in variables], variables)
+    graphs = [v.path for v in model.optimizer.variables if v.value.grad_fn is not None]
+    return {"state": state(model), "graphs": graphs}
+
+
+def experiments(backend: str, folder: Path) -> Experiments:
+    """All that this backend can do; `folder` holds what the test gives and takes."""
+    given = json.loads((folder / "given.json").read_text())
+    everything = dict(EVERYWHERE)
+    everything["load_weights"] = partial(load_weights_into_a_trained_model, folder)
+    for name in SAVED:
+        own = path_of(folder, backend, name)
+        everything[f"save: {name}"] = partial(save, own, name)
+        for origin in (backend, "tensorflow"):
+            path = path_of(folder, origin, name)
+            everything[f"load: {name} of {origin}"] = partial(load, path)
+    for road, (apply, dtypes) in ROADS[backend].items():
+        for options in SKIPPING:
+            everything[f"faulty steps: {road}, {options}"] = partial(faulty_steps, apply, options)
+        for dtype, (name, case) in itertools.product(dtypes, given["cases"].items()):
+            run = partial(trajectory, case, given["weights"], given["gradients"], dtype, apply)
+            if backend == "jax" and dtype == "float64":
+                run = partial(jax_in_float64, run)
+            everything[f"update: {road}, {dtype}, {name}"] = run
+    everything["fused=True"] = fused_error
+    everything["repeated rows"] = repeated_rows
+    everything["repeated rows, skip_nonfinite"] = partial(repeated_rows, skip_nonfinite=True)
+    everything["repeated rows, clipnorm"] = partial(repeated_rows, clipnorm=1.0)
+    if backend == "jax":
+        everything["data parallel"] = partial(distributed, shard_weights=False)
+        everything["model parallel"] = partial(distributed, shard_weights=True)
+    if backend == "torch":
+        everything["custom loop"] = custom_loop
+    return everything
+
+
+def main(folder: Path, out: TextIO) -> None:
+    train(compiled(optimizer_of("yogi")))
+    imports = {"by keras": KERAS_IMPORTS_TENSORFLOW, "in the end": "tensorflow" in sys.modules}
+    print(as_json({"name": "tensorflow imported", "result": imports}), file=out)
+    for name, experiment in experiments(os.environ["KERAS_BACKEND"], folder).items():
+        try:
+            line = {"name": name, "result": experiment()}
+        except Exception:
+            line = {"name": name, "error": traceback.format_exc()}
+        print(as_json(line), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    with contextlib.redirect_stdout(sys.stderr):  # where the progress bars go
+        main(Path(sys.argv[1]), sys.__stdout__)

@@ -1,0 +1,412 @@
+"""The optimizer's state: saved, loaded, copied and moved, it is all there or not touched."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import warnings
+
+import _training_job as jobs
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from contract import assert_unchanged, snapshot
+
+import keras_yogi
+
+OURS = [keras_yogi.Adam, keras_yogi.Yogi]
+SHAPES = [(2, 3), (3,), ()]
+
+
+def built(optimizer, shapes=SHAPES):
+    optimizer.build([keras.Variable(np.full(shape, 0.5, "float32")) for shape in shapes])
+    return optimizer
+
+
+def filled(optimizer, seed, shapes=SHAPES):
+    """As after many steps: with a number of its own in every place of the state."""
+    generator = np.random.default_rng(seed)
+    for variable in built(optimizer, shapes).variables:
+        whole = "int" in variable.dtype
+        number = generator.integers(2, 99) if whole else generator.uniform(0.1, 0.9, variable.shape)
+        variable.assign(number)
+    return optimizer
+
+
+def warm(optimizer):
+    """As `keras_yogi.warm_start` leaves it: a bit of state outside of Keras's list."""
+    optimizer.start_from_unbiased_velocity()
+    return optimizer
+
+
+def state(optimizer):
+    hidden = getattr(optimizer, "_velocity_bias", None)
+    return [*snapshot(optimizer, []), *([np.array(hidden.value)] if hidden else [])]
+
+
+def assert_same_state(optimizer, other):
+    assert_unchanged(snapshot(optimizer, []), snapshot(other, []))
+
+
+def assert_of_use(optimizer):
+    """It makes a step."""
+    weights = optimizer._trainable_variables
+    before = snapshot(optimizer, weights)
+    optimizer.apply([tf.ones(w.shape, w.dtype) for w in weights], weights)
+    assert all((w.numpy() != b).all() for w, b in zip(weights, before, strict=False))
+
+
+def stored(optimizer):
+    """What a file would hold."""
+    store = {}
+    optimizer.save_own_variables(store)
+    return store
+
+
+def written(optimizer, folder):
+    """The path of a checkpoint."""
+    return tf.train.Checkpoint(optimizer=optimizer).write(str(folder / "checkpoint"))
+
+
+def read(optimizer, path):
+    return tf.train.Checkpoint(optimizer=optimizer).read(path)
+
+
+# In a new process
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Trainings saved here, continued here (`here.npz`) and in another process (`WAY.npz`)."""
+    folder = tmp_path_factory.mktemp("trainings")
+    for case in jobs.CASES:
+        (folder / case).mkdir()
+        np.savez(folder / case / "here.npz", *jobs.save_every_way(case, folder / case))
+    subprocess.run([sys.executable, jobs.__file__, "continue", str(folder)], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("way", jobs.WAYS)
+@pytest.mark.parametrize("case", jobs.CASES)
+def test_training_goes_on_in_a_new_process_bit_for_bit(folder, case, way):
+    here = jobs.load_state(folder / case / "here.npz")
+    assert_unchanged(here, jobs.load_state(folder / case / f"{way}.npz"))
+
+
+def test_a_warm_start_shows_in_the_end(folder):
+    """Or else the comparison above would not see one that is lost on the way."""
+    warm, plain = (jobs.load_state(folder / c / "here.npz")[0] for c in ("warm yogi", "yogi"))
+    assert np.abs(warm - plain).max() > 1e-3
+
+
+# A state that does not fit is refused as Keras refuses it, and never half loaded.
+
+SCHEDULE = keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.9)
+FOREIGN = {
+    "sgd": lambda ours: keras.optimizers.SGD(0.1),
+    "sgd with momentum": lambda ours: keras.optimizers.SGD(0.1, momentum=0.9),
+    "with ema": lambda ours: ours(use_ema=True),
+    "with accumulation": lambda ours: ours(gradient_accumulation_steps=2),
+    "with a schedule": lambda ours: ours(SCHEDULE),
+    "amsgrad": lambda ours: keras_yogi.Adam(amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+@pytest.mark.parametrize("ours", OURS)
+def test_a_state_with_other_variables_is_refused_whole(ours, foreign):
+    store = stored(filled(FOREIGN[foreign](ours), seed=1))
+    optimizer = warm(filled(ours(skip_nonfinite=True), seed=2))
+    before = state(optimizer)
+    with pytest.warns(UserWarning, match=r"Nothing was loaded into optimizer .* because it has"):
+        optimizer.load_own_variables(store)
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
+        built(keras.optimizers.Adam()).load_own_variables(store)
+    assert_unchanged(before, state(optimizer))
+    assert_of_use(optimizer)
+
+
+def test_a_smaller_state_is_refused_whole():
+    store = stored(filled(keras_yogi.Adam(), seed=1))
+    for optimizer in (keras_yogi.Adam(amsgrad=True), keras_yogi.Yogi(use_ema=True)):
+        before = state(filled(optimizer, seed=2))
+        with pytest.warns(UserWarning, match="because it has 11 variables, and the saved one has"):
+            optimizer.load_own_variables(store)
+        assert_unchanged(before, state(optimizer))
+        assert_of_use(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("saved", "options", "shapes"),
+    [
+        # The last variable differs: Keras's own optimizers load all others before they see it.
+        ({}, {}, [(2, 3), (3,), (1,)]),
+        ({"amsgrad": True}, {"use_ema": True}, SHAPES),  # as many variables, in another order
+    ],
+)
+def test_a_state_of_other_shapes_is_refused_whole(saved, options, shapes):
+    store = stored(filled(keras_yogi.Adam(**saved), 1, shapes))
+    optimizer = warm(filled(keras_yogi.Adam(**options, skip_nonfinite=True), seed=2))
+    before = state(optimizer)
+    with pytest.raises(ValueError, match=r"The value of `.*` must be of its shape"):
+        optimizer.load_own_variables(store)
+    with pytest.raises(ValueError, match="shape"):
+        built(keras.optimizers.Adam(**options)).load_own_variables(store)
+    assert_unchanged(before, state(optimizer))
+    assert_of_use(optimizer)
+
+
+def compiled(optimizer, units=4):
+    """A model whose optimizer has a state."""
+    keras.utils.set_random_seed(3)
+    layers = [keras.layers.Dense(units, activation="tanh"), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    model.compile(optimizer, loss="mse")
+    optimizer.build(model.trainable_variables)
+    filled(optimizer, seed=units)
+    return model
+
+
+def test_a_file_of_another_model_leaves_the_optimizer_as_it_was(tmp_path):
+    compiled(keras_yogi.Yogi(), units=4).save_weights(tmp_path / "other.weights.h5")
+    model = compiled(warm(keras_yogi.Yogi()), units=5)
+    before = state(model.optimizer)
+    with pytest.raises(ValueError, match="could not be loaded"):
+        model.load_weights(tmp_path / "other.weights.h5")
+    assert_unchanged(before, state(model.optimizer))
+    assert_of_use(model.optimizer)
+
+
+@pytest.mark.parametrize("ours", OURS)
+def test_nothing_is_loaded_before_the_optimizer_is_built(ours):
+    optimizer = ours()
+    before = state(optimizer)
+    with pytest.warns(UserWarning, match="has not been built yet"):
+        optimizer.load_own_variables(stored(warm(filled(ours(), seed=1))))
+    assert_unchanged(before, state(optimizer))
+    assert_of_use(built(optimizer))
+
+
+# tf.train.Checkpoint restores object by object, before it sees what does not fit: that leaves
+# Keras's own optimizers half restored, and ours can only do the same.
+
+MISFITS = {
+    "amsgrad into plain": ({"amsgrad": True}, {}),
+    "plain into amsgrad": ({}, {"amsgrad": True}),
+    "ema into plain": ({"use_ema": True}, {}),
+    "plain into ema": ({}, {"use_ema": True}),
+    "accumulation into plain": ({"gradient_accumulation_steps": 2}, {}),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_checkpoint_that_does_not_fit_does_what_it_does_to_keras_adam(misfit, tmp_path):
+    saved, loaded = MISFITS[misfit]
+
+    def outcome(adam, folder):
+        folder.mkdir()
+        path = written(filled(adam(**saved), seed=1), folder)
+        optimizer = filled(adam(**loaded), seed=2)
+        before = snapshot(optimizer, [])
+        refused = False
+        try:
+            read(optimizer, path).expect_partial()
+        except ValueError:
+            refused = True
+        after = snapshot(optimizer, [])
+        assert_of_use(optimizer)
+        return refused, [np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+
+    ours = outcome(keras_yogi.Adam, tmp_path / "ours")
+    assert ours == outcome(keras.optimizers.Adam, tmp_path / "keras")
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
+    path = written(filled(keras_yogi.Yogi(), 1, [(2, 4), (4,), ()]), tmp_path)
+    optimizer = filled(keras_yogi.Yogi(), seed=2)
+    with pytest.raises(ValueError, match="shape"):
+        read(optimizer, path)
+    assert_of_use(optimizer)
+
+
+# A state that fits
+
+
+@pytest.mark.parametrize("start", ["plain", "warm"])
+@pytest.mark.parametrize("fused", [(True, False), (False, True)])
+@pytest.mark.parametrize("second", OURS)
+@pytest.mark.parametrize("first", OURS)
+def test_adam_and_yogi_fused_or_not_have_one_layout(first, second, fused, start, tmp_path):
+    """The state of one loads into the other, the learning rate with it: whoever goes on with
+    Yogi where Adam has stopped sets the learning rate after loading.
+    """
+    source = filled(first(fused=fused[0]), seed=1)
+    ends = [filled(second(fused=fused[1]), seed=2) for _ in range(2)]
+    for optimizer in [source] if start == "warm" else ends:
+        warm(optimizer)
+    ends[0].load_own_variables(stored(source))
+    read(ends[1], written(source, tmp_path)).assert_consumed()
+    for end in ends:
+        assert_unchanged(state(source), state(end))
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("skipping", [(False, True), (True, False), (True, True)])
+def test_counting_skipped_steps_does_not_change_the_layout(skipping, amsgrad, tmp_path):
+    def optimizer(index):
+        adam = keras_yogi.Adam(amsgrad=amsgrad, skip_nonfinite=skipping[index])
+        return filled(adam, seed=index)
+
+    source, by_file, by_checkpoint = optimizer(0), optimizer(1), optimizer(1)
+    by_file.load_own_variables(stored(source))
+    count = by_checkpoint.skipped_steps
+    read(by_checkpoint, written(source, tmp_path)).expect_partial()
+    for end in (by_file, by_checkpoint):
+        shared = 2 + len(SHAPES) * (3 if amsgrad else 2)
+        assert_unchanged(snapshot(source, [])[:shared], snapshot(end, [])[:shared])
+    if all(skipping):
+        assert source.skipped_steps == by_file.skipped_steps == by_checkpoint.skipped_steps > 0
+    else:
+        assert by_file.skipped_steps == 0
+        assert by_checkpoint.skipped_steps == count  # what a checkpoint does not know, it leaves
+
+
+# To and from keras.optimizers.Adam
+
+OPTIONS = [{}, {"amsgrad": True}, {"use_ema": True, "gradient_accumulation_steps": 2}]
+ADAMS = [(keras.optimizers.Adam, keras_yogi.Adam), (keras_yogi.Adam, keras.optimizers.Adam)]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("first", "second"), ADAMS)
+def test_set_weights_moves_the_state(first, second, options):
+    source, end = filled(first(**options), seed=1), filled(second(**options), seed=2)
+    end.set_weights([v.numpy() for v in source.variables])
+    assert_same_state(source, end)
+
+
+def test_set_weights_knows_nothing_of_a_warm_start():
+    """There is no place for it in Keras's list of variables; files and checkpoints have one."""
+    source, end = warm(filled(keras_yogi.Yogi(), seed=1)), filled(keras_yogi.Yogi(), seed=2)
+    end.set_weights([v.numpy() for v in source.variables])
+    assert_same_state(source, end)
+    assert state(end)[-1] == 1.0
+    assert state(source)[-1] == 0.0
+
+
+@pytest.mark.parametrize("first_built", ["optimizer", "checkpoint"])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("first", "second"), ADAMS)
+def test_a_checkpoint_moves_the_state(first, second, options, first_built, tmp_path):
+    source, end = filled(first(0.02, **options), seed=1), second(0.01, **options)
+    if first_built == "optimizer":
+        filled(end, seed=2)
+    status = read(end, written(source, tmp_path))
+    assert_same_state(source, built(end))
+    status.expect_partial()
+
+
+def test_a_checkpoint_of_keras_adam_does_not_end_a_warm_start(tmp_path):
+    """It knows nothing of one. TensorFlow's assertion says what a checkpoint has left alone."""
+    optimizer = warm(filled(keras_yogi.Adam(), seed=1))
+    status = read(optimizer, written(filled(keras.optimizers.Adam(), seed=2), tmp_path))
+    with pytest.raises(AssertionError, match="1 of 1 unmatched objects"):
+        status.assert_existing_objects_matched()
+    assert state(optimizer)[-1] == 0.0
+
+
+def test_keras_adam_refuses_a_warm_started_state(tmp_path):
+    """Its velocity would be corrected for a start from zero."""
+    optimizer = filled(keras.optimizers.Adam(), seed=1)
+    before = state(optimizer)
+    with pytest.warns(UserWarning, match="Skipping variable loading"):
+        optimizer.load_own_variables(stored(warm(filled(keras_yogi.Adam(), seed=2))))
+    assert_unchanged(before, state(optimizer))
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize(("first", "second"), ADAMS)
+def test_a_keras_file_moves_the_state(first, second, amsgrad, tmp_path):
+    """Load it, compile it with the other optimizer, build that, load the state."""
+    path = tmp_path / "model.keras"
+    model = compiled(first(0.02, amsgrad=amsgrad))
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    assert type(loaded.optimizer) is first
+    loaded.compile(second(0.01, amsgrad=amsgrad), loss="mse")
+    with pytest.warns(UserWarning, match="because it has 2 variables"):
+        loaded.load_weights(path)
+    loaded.optimizer.build(loaded.trainable_variables)
+    loaded.load_weights(path)
+    assert_unchanged(*(snapshot(m.optimizer, m.weights) for m in (model, loaded)))
+
+
+# Copies
+
+COPIES = {
+    "pickle": lambda original: pickle.loads(pickle.dumps(original)),
+    "copy.copy": copy.copy,
+    "copy.deepcopy": copy.deepcopy,
+    "from_config": lambda original: type(original).from_config(original.get_config()),
+}
+
+
+@pytest.mark.parametrize("kind", ["unbuilt", "built", "warm"])
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("ours", OURS)
+def test_a_copy_of_a_bare_optimizer_is_what_keras_makes_of_its_own(ours, way, kind):
+    """The configuration without slots, and a warning where slots are left behind."""
+
+    def outcome(optimizer):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            copy = COPIES[way](optimizer)
+        assert type(copy) is type(optimizer)
+        assert copy.get_config() == optimizer.get_config()
+        warned = ["variables" in str(w.message) for w in caught]
+        return copy, (copy.built, any(warned), int(copy.iterations))
+
+    originals = [ours(0.25), keras.optimizers.Adam(0.25)]
+    if kind != "unbuilt":
+        originals = [filled(original, seed=1) for original in originals]
+        for original in originals:
+            original.learning_rate = 0.25
+    if kind == "warm":
+        warm(originals[0])
+    (copy, ours_did), (_, keras_did) = map(outcome, originals)
+    assert ours_did == keras_did
+    assert_unchanged(state(built(ours(0.25))), state(built(copy)))
+
+
+@pytest.mark.parametrize("start", ["plain", "warm"])
+@pytest.mark.parametrize("way", ["pickle", "copy.deepcopy"])
+@pytest.mark.parametrize("ours", OURS)
+def test_a_copy_of_a_compiled_model_is_whole_and_on_its_own(ours, way, start):
+    model = compiled(ours())
+    if start == "warm":
+        warm(model.optimizer)
+    copy = COPIES[way](model)
+    assert type(copy.optimizer) is ours
+    before = state(model.optimizer)
+    assert_unchanged(before, state(copy.optimizer))
+    assert_unchanged(model.get_weights(), copy.get_weights())
+    assert_of_use(copy.optimizer)
+    assert_unchanged(before, state(model.optimizer))
+
+
+@pytest.mark.parametrize("ours", OURS)
+def test_a_cloned_model_has_a_fresh_optimizer(ours):
+    model = compiled(ours())
+    model.optimizer.learning_rate = 0.25
+    warm(model.optimizer)
+    before = state(model.optimizer)
+    clone = keras.models.clone_model(model)
+    assert type(clone.optimizer) is ours
+    assert clone.optimizer.get_config() == model.optimizer.get_config()
+    fresh = ours(0.25)
+    for optimizer in (fresh, clone.optimizer):
+        optimizer.build(clone.trainable_variables)
+    assert_unchanged(state(fresh), state(clone.optimizer))
+    assert_of_use(clone.optimizer)
+    assert_unchanged(before, state(model.optimizer))
