@@ -19,10 +19,8 @@ def fixed_seed():
 CONTRACT = {
     "test_bad_calls.py",
     "test_contract_loops.py",
-    "test_contract_state.py",
     "test_contract_training.py",
     "test_distribute.py",
-    "test_faults.py",
     "test_multi_worker.py",
     "test_other_backends.py",
     "test_properties.py",

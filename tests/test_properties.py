@@ -118,12 +118,12 @@ class Run:
 class ErrorBound:
     """How far from the float64 reference a computation in a narrower format may be.
 
-    An operation is off by `unit` of its result, or by `tiny` where it underflows. Written out
-    for the formulas, with ROUNDINGS for the operations of one line, and carried on from step to
-    step: an error in m counts times the rate, an error in v through the root and the quotient.
+    An operation is off by `unit` of its result, or by `tiny` where it underflows. A line of the
+    formulas has four of them (measured: it is off by at most 0.44 of that). An error in m counts
+    times the rate, an error in v through the root and the quotient, and all go on to the next step.
     """
 
-    ROUNDINGS = 16
+    ROUNDINGS = 4
 
     def __init__(self, problem):
         self.reference = Reference(problem.weights, **problem.hyperparameters)
@@ -177,7 +177,7 @@ class ErrorBound:
 
 
 @given(problems())
-@examples(120)
+@examples(200)
 def test_any_update_is_the_published_one(problem):
     """Weights and slots, at every step, to the rounding errors of the dtype and no more."""
     run, bound = Run(problem), ErrorBound(problem)
@@ -191,7 +191,7 @@ def test_any_update_is_the_published_one(problem):
 
 
 def test_the_bound_is_tight():
-    """On plain gradients it is a hundred roundings, not a licence: 1e-5 in float32."""
+    """On plain gradients it is a few dozen roundings of 6e-8 in float32, not a licence."""
     random = np.random.default_rng(31)
     for rule in ["adam", "yogi"]:
         hyperparameters = dict(rule=rule, learning_rate=0.5, beta_2=0.9, epsilon=1e-3)
@@ -200,8 +200,8 @@ def test_the_bound_is_tight():
         bound = ErrorBound(problem)
         for gradient in gradients:
             bound.update(gradient)
-        assert bound.errors["weights"].max() < 1e-4
-        assert bound.errors["velocity"].max() < 1e-4
+        assert bound.errors["weights"].max() < 1e-5
+        assert bound.errors["velocity"].max() < 1e-5
 
 
 @given(problems())
