@@ -59,8 +59,8 @@ def warm_start(
     if steps is not None:
         arguments.integer("steps", steps, at_least=1)
 
-    scope = getattr(model, "distribute_strategy", None)  # TensorFlow's models have one
-    with scope.scope() if scope else contextlib.nullcontext():
+    strategy = getattr(model, "distribute_strategy", None)  # TensorFlow's models have one
+    with strategy.scope() if strategy else contextlib.nullcontext():
         recorder = _GradientSum(
             name="gradient_sum",
             clipnorm=optimizer.clipnorm,
@@ -75,11 +75,12 @@ def warm_start(
         model.fit(x, y, steps_per_epoch=steps, shuffle=False, callbacks=[callback], **batches)
 
     if not optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            model.optimizer.build(model.trainable_variables)
     trained = [
         v for v in model.trainable_variables if not getattr(v, "overwrite_with_gradient", False)
     ]
-    batches_seen = int(recorder.iterations)
+    batches_seen = int(ops.convert_to_numpy(recorder.iterations))
     means = [recorder.get_slot(v, "momentum") / max(batches_seen, 1) for v in trained]
     faulty = [v.path for v, g in zip(trained, means, strict=True) if not ops.all(ops.isfinite(g))]
     if faulty or not batches_seen:
@@ -112,9 +113,11 @@ def _optimizer_of(model: keras.Model) -> AdaptiveOptimizer:
     if not isinstance(optimizer, AdaptiveOptimizer):
         rule = "compiled with a loss and with keras_yogi.Adam or keras_yogi.Yogi"
         raise arguments.reject("model", rule, optimizer)
-    if int(optimizer.iterations) > 0:
+    if int(ops.convert_to_numpy(optimizer.iterations)) > 0:
         rule = "not yet trained: a warm start would throw its velocities away"
-        raise arguments.reject("model", rule, f"{int(optimizer.iterations)} steps")
+        raise arguments.reject(
+            "model", rule, f"{int(ops.convert_to_numpy(optimizer.iterations))} steps"
+        )
     return optimizer
 
 

@@ -285,11 +285,6 @@ def test_saved_without_a_strategy_and_loaded_under_one(results, folder):
     assert_same_fit(saving["loaded, trained on"], cases.train(model, epochs=1))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="warm_start asks for int(iterations), which a MirroredVariable does not give",
-)
 def test_warm_start_under_the_strategy(results):
     expected = cases.warm_start(ONE_DEVICE)
     assert np.max(expected["started"]["velocity"][0]) > 0
