@@ -185,12 +185,6 @@ BAD_GRADIENTS = {
     "rows of a vector": Bad(
         lambda o, v: o.apply(good(scale=rows(ONE_ROW, [0])), v), "gradient of `scale` must"
     ),
-    "rows without a table": Bad(
-        lambda o, v: o.apply(
-            good(kernel=tf.IndexedSlices(tf.constant(ONE_ROW), tf.constant([1]))), v
-        ),
-        "dense_shape",
-    ),
 }
 
 # In a graph the values are not known. There TensorFlow's kernel fails on a row that is too large,

@@ -81,6 +81,13 @@ def test_by_hand_and_what_keras_makes_of_it():
         assert velocity[keras.optimizers.Adam] == recorded_wrong_value
 
 
+def test_rows_may_leave_their_table_to_the_variable():
+    table = keras.Variable(np.zeros((3, 1), "float32"))
+    optimizer = keras_yogi.Adam(beta_2=0.75)
+    optimizer.apply([tf.IndexedSlices(tf.constant([[1.0], [2.0]]), tf.constant([1, 1]))], [table])
+    np.testing.assert_array_equal(optimizer.get_slot(table, "velocity"), [[0.0], [2.25], [0.0]])
+
+
 VOCABULARY, LENGTH = 50, 12
 
 

@@ -200,7 +200,7 @@ def test_the_bound_is_tight():
         bound = ErrorBound(problem)
         for gradient in gradients:
             bound.update(gradient)
-        assert bound.errors["weights"].max() < 1e-5
+        assert bound.errors["weights"].max() < 2e-5  # five steps of up to 0.5
         assert bound.errors["velocity"].max() < 1e-5
 
 

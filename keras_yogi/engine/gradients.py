@@ -20,15 +20,16 @@ if keras.config.backend() == "tensorflow":
             tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
         )
 
-    def check_rows(gradient: Tensor, shape: tuple[int, ...], what: str) -> None:
-        """Raises a ValueError that begins with `what` if rows cannot be those of a table of this
-        shape. Which rows they are is known in eager mode alone.
+    def checked_rows(gradient: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
+        """The gradient, if its rows can be those of a table of this shape; else a ValueError
+        that begins with `what`. Which rows they are is known in eager mode alone.
         """
         if not isinstance(gradient, tf.IndexedSlices):
-            return
+            return gradient
+        dense_shape = shape if gradient.dense_shape is None else gradient.dense_shape
+        parts = (gradient.values, gradient.indices, dense_shape)  # they may be lists
+        gradient = tf.IndexedSlices(*map(tf.convert_to_tensor, parts))
         values, indices = gradient.values.shape, gradient.indices
-        if gradient.dense_shape is None:
-            raise ValueError(f"{what} say of which table its rows are. Received: dense_shape=None")
         table = tf.get_static_value(gradient.dense_shape)
         if table is not None and tuple(table) != shape:
             raise ValueError(
@@ -47,6 +48,7 @@ if keras.config.backend() == "tensorflow":
             )
         if tf.executing_eagerly() and bool(tf.reduce_any((indices < 0) | (indices >= shape[0]))):
             raise ValueError(f"{what} name rows in [0, {shape[0]}). Received: {indices.numpy()}")
+        return gradient
 
     def apply_if_finite(
         gradients: Gradients,
@@ -92,8 +94,9 @@ else:
             return gradient.to_dense()
         return ops.convert_to_tensor(gradient, sparse=False)
 
-    def check_rows(gradient: Tensor, shape: tuple[int, ...], what: str) -> None:
+    def checked_rows(gradient: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
         """Sparse tensors of these backends carry their shape, which is checked like any other."""
+        return gradient
 
     def apply_if_finite(
         gradients: Gradients,

@@ -62,7 +62,7 @@ def dense_gradients(grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]
 
 def _dense(gradient: Any, variable: Any) -> Any:
     what = f"The gradient of `{path(variable)}` must"
-    gradients.check_rows(gradient, tuple(variable.shape), what)
+    gradient = gradients.checked_rows(gradient, tuple(variable.shape), what)
     if not ops.is_tensor(gradient):
         gradient = ops.convert_to_tensor(gradient)
     dtype = keras.backend.standardize_dtype(gradient.dtype)
