@@ -445,17 +445,6 @@ def test_overwrite_with_gradient(case, mode):
         optimizer.get_slot(variables[1], "velocity")
 
 
-def test_overwrite_with_gradient_has_no_average():
-    weights, gradients = initial_weights(), hard_gradients()
-    for case in PLAIN_CASES.values():
-        variables = variables_of(weights)
-        variables[1].overwrite_with_gradient = True
-        optimizer = case.optimizer(use_ema=True, ema_overwrite_frequency=2)
-        train(optimizer, variables, gradients)
-        optimizer.finalize_variable_values(variables)
-        np.testing.assert_array_equal(variables[1].numpy(), gradients[-1][1])
-
-
 @pytest.mark.parametrize(
     ("mode", "arguments"),
     [*((mode, {}) for mode in MODES), *(("eager", a) for a in KERAS_ARGUMENTS.values())],
