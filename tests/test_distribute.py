@@ -316,7 +316,6 @@ def under_a_parameter_server(tmp_path_factory):
     return Results(folder / "parameters.json")
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="not refused yet")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_asynchronous_workers_are_refused(under_a_parameter_server, optimizer):
     error = under_a_parameter_server.error(optimizer)

@@ -5,10 +5,18 @@ from typing import Any
 
 import keras
 
+from keras_yogi.optimizers import arguments
+
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
 
     from keras_yogi.engine.fused import FusedEngine
+
+    def check_strategy() -> None:
+        """Refuses a strategy under which one worker's step overwrites another's."""
+        strategy = tf.distribute.get_strategy()
+        if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+            raise arguments.reject("strategy", "one whose workers wait for each other", strategy)
 
     def obstacle(variables: Sequence[Any]) -> str | None:
         """Why the fused engine cannot serve these variables here, if it cannot."""
@@ -23,6 +31,9 @@ if keras.config.backend() == "tensorflow":
         return FusedEngine(optimizer, variables)
 
 else:
+
+    def check_strategy() -> None:
+        """These backends have no such strategy."""
 
     def obstacle(variables: Sequence[Any]) -> str | None:
         return f"it is made of TensorFlow, and Keras runs on {keras.config.backend()}"

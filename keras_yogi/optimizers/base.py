@@ -57,6 +57,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         skip_nonfinite: bool = False,
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
+        choice.check_strategy()
         super().__init__(
             learning_rate=arguments.learning_rate(learning_rate),
             **arguments.keras_arguments(type(self), keras_arguments),
