@@ -16,6 +16,8 @@ Y = (X @ [[1.0], [-2.0], [0.5]] + 3.0 + random.normal(size=(len(X), 1))).astype(
 KERNEL = np.array([[0.25], [-0.5], [0.75]])
 
 plain_case = pytest.mark.parametrize("case", PLAIN_CASES.values(), ids=PLAIN_CASES)
+# Where only the engine matters, and a test is long.
+YOGIS = {name: case for name, case in PLAIN_CASES.items() if name.startswith("yogi")}
 default_case = pytest.mark.parametrize("case", DEFAULT_CASES.values(), ids=DEFAULT_CASES)
 
 
@@ -208,29 +210,31 @@ def test_graph_is_as_large_as_its_variables(case):
 
 
 def growth(step, steps):
-    """By how many tracked objects, and by how many blocks of memory, `steps` calls grow Python."""
+    """By how many tracked objects, and by how many blocks of memory, a step grows Python.
+
+    The least of four measurements: a leak shows in all of them, a cache that fills up in one.
+    """
 
     def allocations():
         gc.collect()
         return np.array([len(gc.get_objects()), sys.getallocatedblocks()])
 
-    for _ in range(100):
-        step()
-    before = allocations()
-    for _ in range(steps):
-        step()
-    return allocations() - before
+    counts = []
+    for _ in range(5):
+        for _ in range(steps // 5):
+            step()
+        counts.append(allocations())
+    return np.diff(counts, axis=0).min(axis=0) / (steps // 5)
 
 
 @pytest.mark.parametrize(
-    ("compiled", "steps"), [(lambda f: f, 500), (tf.function, 2000)], ids=["eager", "graph"]
+    ("compiled", "steps"), [(lambda f: f, 1000), (tf.function, 2000)], ids=["eager", "graph"]
 )
-@plain_case
+@pytest.mark.parametrize("case", YOGIS.values(), ids=YOGIS)
 def test_many_steps_leak_nothing(case, compiled, steps):
-    """A leak of one a step would show twice over; the interpreter's own pools move by less."""
     _, step = small_step(case, compiled)
     one = tf.constant(1.0)
     objects, blocks = growth(lambda: step(one), steps)
-    assert objects < steps / 2
-    tensorflow_leaks = growth(lambda: tf.constant(1.0), 500)[1] > 50  # 2.16 does
-    assert tensorflow_leaks or blocks < steps / 2
+    assert objects < 0.5
+    tensorflow_leaks = growth(lambda: tf.constant(1.0), 500)[1] > 0.5  # 2.16 does
+    assert tensorflow_leaks or blocks < 0.5
