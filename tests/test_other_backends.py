@@ -40,34 +40,11 @@ ROUNDING = 5e-5
 # 10 bits in the activations' gradients, squared; 1.4e-3 has been seen
 HALF_PRECISION = 5e-3
 
-KNOWN = {
-    ("jax", "fit: twice, with ema"): "Keras, keras.optimizers.Adam too: after `fit` a weight and "
-    "its average are one buffer, which the next `fit` donates twice",
-    ("jax", "load_weights"): "a compiled `fit` keeps the bias of the velocity that it was traced "
-    "with",
-    **{
-        ("torch", f"update: apply, float64, {case}"): "keras.ops rounds a Python number to float32 "
-        "on PyTorch, whatever it is multiplied with"
-        for case in CASES
-    },
-}
-if keras.version() >= "3.12":
-    KNOWN["jax", "update: stateless_apply, float64, yogi, tanh"] = "keras.ops.tanh gives float32"
-
 
 def cases(*pairs):
-    """Pairs of a backend and an experiment's name; those that are known to fail must fail."""
-    return pytest.mark.parametrize(
-        ("backend", "name"),
-        [
-            pytest.param(
-                *pair,
-                marks=pytest.mark.xfail(strict=True, reason=KNOWN[pair]) if pair in KNOWN else (),
-                id="-".join(pair),
-            )
-            for pair in pairs
-        ],
-    )
+    """Pairs of a backend and an experiment's name."""
+    ids = ["-".join(pair) for pair in pairs]
+    return pytest.mark.parametrize(("backend", "name"), pairs, ids=ids)
 
 
 def on_both(*names):

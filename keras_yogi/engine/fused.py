@@ -50,6 +50,11 @@ class FusedEngine:
         self._places = {
             index: (pack, place) for pack in self._packs for place, index in enumerate(pack.indices)
         }
+        self._large = {
+            index
+            for index, variable in enumerate(map(_native, variables))
+            if index not in self._places and serves(variable)
+        }
         # Graphs are made once. All that is fixed in them is part of the key.
         self._graphs: dict[Any, Callable[..., Any]] = {}
 
@@ -66,6 +71,12 @@ class FusedEngine:
         name = f"{self._paths[index].replace('/', '_').replace(':', '_')}_{slot}"
         return PackedSlot(pack, place, slot, name, f"{self._optimizer.name}/{name}")
 
+    def serves_rows(self, index: int) -> bool:
+        """Whether a gradient of some rows is of use for the model variable at `index`, if all
+        rows move: for a small one, being updated with the others is.
+        """
+        return index in self._large
+
     def update(
         self,
         indices: Sequence[int],
@@ -78,7 +89,7 @@ class FusedEngine:
         Args:
             indices: places of the variables in the list that the optimizer was built with.
             variables: the model variables that have a gradient.
-            gradients: one dense tensor each.
+            gradients: one tensor each, or a tf.IndexedSlices of `rows.summed`.
             learning_rate: η, a number or a scalar.
         """
         update = functools.partial(self._update, tuple(indices), variables)
@@ -90,7 +101,10 @@ class FusedEngine:
     def _graph(self, name: str, key: Any, body: Callable[..., Any], jit_compile: bool) -> Any:
         key = (name, key, self._optimizer.constants())
         if key not in self._graphs:
-            self._graphs[key] = tf.function(body, autograph=False, jit_compile=jit_compile)
+            # How many rows a batch names must not decide on a graph.
+            self._graphs[key] = tf.function(
+                body, autograph=False, jit_compile=jit_compile, reduce_retracing=True
+            )
         return self._graphs[key]
 
     def _update(
@@ -106,18 +120,49 @@ class FusedEngine:
             return tf.nest.map_structure(tf.convert_to_tensor, of_step)
 
         pairs = dict(zip(indices, zip(variables, gradients, strict=True), strict=True))
+        for index in [i for i, (_, g) in pairs.items() if isinstance(g, tf.IndexedSlices)]:
+            self._update_table(index, *pairs.pop(index), learning_rate, scalars)
         for pack in self._packs:
             for first, last in pack.runs(pairs.keys()):
                 run = [pairs.pop(index) for index in pack.indices[first:last]]
                 self._update_run(pack, first, last, run, scalars(pack.dtype))
         for index, (variable, gradient) in pairs.items():
-            if serves(variable) and xla_is_available():
-                slots = [of_all[index].value for of_all in self._optimizer.slots().values()]
-                update = self._graph("one", None, self._update_one, jit_compile=True)
+            if index in self._large and xla_is_available():
                 gradient = tf.cast(gradient, variable.dtype)
-                update(gradient, variable, slots, scalars(variable.dtype))
+                self._update_large(index, variable, gradient, scalars(variable.dtype))
             else:
                 self._optimizer.update_step(gradient, variable, learning_rate)
+
+    def _update_table(
+        self,
+        index: int,
+        variable: tf.Variable,
+        gradient: tf.IndexedSlices,
+        learning_rate: Any,
+        scalars: Callable[[tf.DType], Any],
+    ) -> None:
+        """Updates a table of which some rows have a gradient."""
+        if self._optimizer.sparse_update == "lazy":
+            self._optimizer.update_step(gradient, variable, learning_rate)
+        elif not xla_is_available():
+            self._optimizer.update_step(tf.convert_to_tensor(gradient), variable, learning_rate)
+        else:
+            # All rows as if none had a gradient, which therefore need not be spread out over a
+            # table, and then those that have one.
+            zero = tf.zeros((), variable.dtype)
+            self._optimizer.update_rows(
+                gradient,
+                variable,
+                learning_rate,
+                lambda: self._update_large(index, variable, zero, scalars(variable.dtype)),
+            )
+
+    def _update_large(
+        self, index: int, variable: tf.Variable, gradient: tf.Tensor, scalars: Any
+    ) -> None:
+        slots = [of_all[index].value for of_all in self._optimizer.slots().values()]
+        update = self._graph("one", None, self._update_one, jit_compile=True)
+        update(gradient, variable, slots, scalars)
 
     def _update_one(
         self,
@@ -128,6 +173,7 @@ class FusedEngine:
     ) -> None:
         values = tuple(tf.convert_to_tensor(slot) for slot in slots)
         weights = tf.convert_to_tensor(variable)
+        gradient = tf.broadcast_to(gradient, weights.shape)
         weights, values = self._optimizer.new_values(gradient, weights, values, scalars)
         for slot, value in zip(slots, values, strict=True):
             slot.assign(value)
@@ -166,11 +212,15 @@ def _joined(tensors: Sequence[Any]) -> tf.Tensor:
     return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
 
 
+def _native(variable: Any) -> tf.Variable:
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
 def _groups(variables: Sequence[Any]) -> list[dict[int, tf.Variable]]:
     """The small variables, by dtype and device: what may lie in one array."""
     groups: dict[Any, dict[int, tf.Variable]] = {}
     for index, variable in enumerate(variables):
-        native = variable.value if isinstance(variable, keras.Variable) else variable
+        native = _native(variable)
         if getattr(variable, "overwrite_with_gradient", False) or not serves(native):
             continue
         if native.shape.num_elements() <= PACK_UP_TO:

@@ -79,6 +79,11 @@ class PackedSlot(tf.__internal__.tracking.Trackable):
         return self._pack.dtype.name
 
     @property
+    def location(self) -> tuple[tf.Variable, int]:
+        """The array that it is a part of, and where in it its first element lies."""
+        return self._pack.arrays[self._slot], self._pack.starts[self._place]
+
+    @property
     def value(self) -> tf.Tensor:
         flat = self._pack.read(self._slot, self._place, self._place + 1)
         return tf.reshape(flat, self.shape)
@@ -92,6 +97,11 @@ class PackedSlot(tf.__internal__.tracking.Trackable):
             )
         flat = tf.reshape(value, [-1])
         self._pack.write(self._slot, self._place, self._place + 1, flat)
+
+    def scatter_update(self, rows: tf.IndexedSlices) -> None:
+        """Overwrites some rows, each of which is named once."""
+        indices = tf.expand_dims(rows.indices, -1)
+        self.assign(tf.tensor_scatter_nd_update(self.value, indices, rows.values))
 
     def numpy(self) -> np.ndarray:
         return self.value.numpy()

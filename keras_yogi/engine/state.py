@@ -28,13 +28,10 @@ if keras.config.backend() == "tensorflow":
 
 else:
 
-    class HiddenScalar:  # type: ignore[no-redef]
-        """A number that is not in `optimizer.variables`; a compiled function keeps the value that
-        it was traced with.
+    class HiddenScalar(keras.Variable):  # type: ignore[no-redef]
+        """A number that `stateless_apply` and a compiled `fit` take and give with the rest of
+        `optimizer.variables`: what JAX does not give a function, it keeps as it was traced.
         """
 
         def __init__(self, value: float) -> None:
-            self.value = value
-
-        def assign(self, value: float) -> None:
-            self.value = value
+            super().__init__(value, dtype="float32", trainable=False, name="velocity_bias")

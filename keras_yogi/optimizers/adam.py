@@ -37,6 +37,10 @@ class Adam(AdaptiveOptimizer):
             correction, as in Keras and PyTorch). Defaults to False.
         epsilon_hat: add ε to √v before the bias correction instead, as keras.optimizers.Adam
             does: `Adam(epsilon_hat=True, epsilon=1e-7)` is that optimizer. Defaults to False.
+        sparse_update: how the gradient of an Embedding (tf.IndexedSlices) is applied. "exact": as
+            its dense twin; every row moves in every step. "lazy": rows that the batch does not
+            name keep their weights and slots, so that a step costs what the batch's rows cost.
+            Defaults to "exact".
         fused: "auto": update many variables in few operations where that is possible (TensorFlow,
             no tf.distribute strategy); True: do, or say why not; False: one variable after
             another, which is the specification. `optimizer.engine` tells which it is. Defaults to
@@ -73,6 +77,7 @@ class Adam(AdaptiveOptimizer):
         epsilon: float = 1e-6,
         amsgrad: bool = False,
         epsilon_hat: bool = False,
+        sparse_update: str = "exact",
         fused: bool | str = "auto",
         skip_nonfinite: bool = False,
         **keras_arguments: Unpack[KerasArguments],
@@ -83,6 +88,7 @@ class Adam(AdaptiveOptimizer):
             beta_2,
             epsilon,
             epsilon_hat=epsilon_hat,
+            sparse_update=sparse_update,
             fused=fused,
             skip_nonfinite=skip_nonfinite,
             **keras_arguments,
@@ -95,4 +101,4 @@ class Adam(AdaptiveOptimizer):
 
     def second_moments(self, gradient: Tensor, velocity: Tensor, *others: Tensor) -> Slots:
         velocity = rules.adam_velocity(velocity, gradient, self.beta_2)
-        return (velocity, *(ops.maximum(velocity_hat, velocity) for velocity_hat in others))
+        return (velocity, *(ops.where(old >= velocity, old, velocity) for old in others))

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from typing import Any, TypedDict
 
+import numpy as np
+
 
 class KerasArguments(TypedDict, total=False):
     """The arguments that every Keras optimizer takes; see `keras.optimizers.Optimizer`."""
@@ -74,6 +76,8 @@ def learning_rate(value: Any) -> Any:
     """A float (from any real number), or a schedule or callable as it is."""
     if callable(value) and not isinstance(value, type):
         return value
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         rule = "a number >= 0, a keras.optimizers.schedules.LearningRateSchedule or a callable"
         raise reject("learning_rate", rule, value)

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_yogi.engine import gradients
+from keras_yogi.engine import rows
 from keras_yogi.optimizers.arguments import reject
 
 
@@ -42,8 +42,8 @@ def _is_iterable(value: Any) -> bool:
     return isinstance(value, Iterable) and not hasattr(value, "dtype")
 
 
-def dense_gradients(grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
-    """Each gradient as a tensor of its variable's shape, or None.
+def checked_gradients(grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """Each gradient as a tensor of its variable's shape, as rows of it, or None.
 
     Raises:
         ValueError: a gradient is not such a one. It must not be broadcast, and nothing but an
@@ -55,20 +55,22 @@ def dense_gradients(grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]
             f"Received: {len(grads)} gradients for {len(variables)} variables"
         )
     return [
-        None if gradient is None else _dense(gradient, variable)
+        None if gradient is None else _checked(gradient, variable)
         for gradient, variable in zip(grads, variables, strict=True)
     ]
 
 
-def _dense(gradient: Any, variable: Any) -> Any:
+def _checked(gradient: Any, variable: Any) -> Any:
     what = f"The gradient of `{path(variable)}` must"
-    gradient = gradients.checked_rows(gradient, tuple(variable.shape), what)
-    if not ops.is_tensor(gradient):
+    gradient = rows.checked(gradient, tuple(variable.shape), what)
+    if not rows.is_rows(gradient) and not ops.is_tensor(gradient):
         gradient = ops.convert_to_tensor(gradient)
     dtype = keras.backend.standardize_dtype(gradient.dtype)
     if "float" not in dtype:
         raise ValueError(f"{what} be of a floating dtype. Received: dtype {dtype}")
-    gradient = gradients.with_rows_summed(gradient)
+    if rows.is_rows(gradient):
+        return gradient
+    gradient = rows.dense(gradient)
     shape, expected = tuple(gradient.shape), tuple(variable.shape)
     if len(shape) != len(expected) or any(
         a is not None and a != b for a, b in zip(shape, expected, strict=True)

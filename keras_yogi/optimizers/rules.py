@@ -14,7 +14,9 @@ Tensor = Any
 
 def moving_average(average: Tensor, value: Tensor, beta: float) -> Tensor:
     """`β average + (1 − β) value`, written as a correction so that β is rounded once."""
-    return average + ops.multiply(value - average, 1.0 - beta)
+    if beta == 0.0:  # average + (value − average) would be rounded
+        return value
+    return average + (value - average) * (1.0 - beta)
 
 
 def adam_velocity(v: Tensor, g: Tensor, beta_2: float) -> Tensor:
@@ -26,8 +28,14 @@ def yogi_velocity(v: Tensor, g: Tensor, beta_2: float, activation: str = "sign")
     """v moves towards g² by at most (1 − β₂) g² a step (Zaheer et al., Alg. 2)."""
     square = ops.square(g)
     gap = square - v
-    towards = ops.sign(gap) if activation == "sign" else ops.tanh(ops.multiply(gap, 10.0))
-    return v + ops.multiply(towards * square, 1.0 - beta_2)
+    towards = ops.sign(gap) if activation == "sign" else _tanh(gap * 10.0)
+    return v + towards * square * (1.0 - beta_2)
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """keras.ops.tanh would give float32 for float64 on JAX."""
+    minus_twice = ops.expm1(ops.abs(x) * -2.0)
+    return ops.sign(x) * -minus_twice / (minus_twice + 2.0)
 
 
 class StepScalars(NamedTuple):
@@ -45,7 +53,7 @@ def bias_correction(beta: float, step: Tensor) -> Tensor:
     """
     if beta == 0.0:  # ln 0 is not a number; one step has gathered everything
         return ops.ones_like(step)
-    return -ops.expm1(ops.multiply(step, math.log(beta)))
+    return -ops.expm1(step * math.log(beta))
 
 
 def learning_rate_per_weight(
@@ -58,11 +66,11 @@ def learning_rate_per_weight(
     """
     root = ops.sqrt(v)
     scale = ops.sqrt(scalars.correction_2)
-    denominator = ops.add(root, epsilon) / scale if epsilon_hat else ops.add(root / scale, epsilon)
+    denominator = (root + epsilon) / scale if epsilon_hat else root / scale + epsilon
     return scalars.learning_rate / scalars.correction_1 / denominator
 
 
 def proximal(w: Tensor, rate: Tensor, l1: float, l2: float) -> Tensor:
     """argmin over x of ‖x − w‖² / (2 rate) + l1 |x| + l2 x² / 2, for every weight on its own."""
-    shrunk = ops.sign(w) * ops.maximum(ops.abs(w) - ops.multiply(rate, l1), 0.0)
-    return shrunk / ops.add(ops.multiply(rate, l2), 1.0)
+    shrunk = ops.sign(w) * ops.relu(ops.abs(w) - rate * l1)
+    return shrunk / (rate * l2 + 1.0)

@@ -49,6 +49,11 @@ class Yogi(AdaptiveOptimizer):
             the same rate. Defaults to 0.0.
         epsilon_hat: add ε to √v before the bias correction instead, as TensorFlow Addons does.
             Defaults to False.
+        sparse_update: how the gradient of an Embedding (tf.IndexedSlices) is applied. "exact": as
+            its dense twin; every row moves in every step. "lazy": rows that the batch does not
+            name keep their weights and slots, so that a step costs what the batch's rows cost;
+            the momentum alone is then another than with "exact", and with β₁ = 0 nothing is.
+            Defaults to "exact".
         fused: "auto": update many variables in few operations where that is possible (TensorFlow,
             no tf.distribute strategy); True: do, or say why not; False: one variable after
             another, which is the specification. `optimizer.engine` tells which it is. Defaults to
@@ -93,6 +98,7 @@ class Yogi(AdaptiveOptimizer):
         l1_regularization_strength: float = 0.0,
         l2_regularization_strength: float = 0.0,
         epsilon_hat: bool = False,
+        sparse_update: str = "exact",
         fused: bool | str = "auto",
         skip_nonfinite: bool = False,
         **keras_arguments: Unpack[KerasArguments],
@@ -103,6 +109,7 @@ class Yogi(AdaptiveOptimizer):
             beta_2,
             epsilon,
             epsilon_hat=epsilon_hat,
+            sparse_update=sparse_update,
             fused=fused,
             skip_nonfinite=skip_nonfinite,
             **keras_arguments,

@@ -1,4 +1,4 @@
-"""Gradients as an optimizer receives them: dense, row by row, finite or not."""
+"""Steps that are taken only if every gradient is finite."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,49 +6,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_yogi.engine import rows
+
 Tensor = Any
 Gradients = Sequence[Tensor | None]
 
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
-
-    def with_rows_summed(gradient: Tensor) -> Tensor:
-        """The dense gradient. An Embedding's tf.IndexedSlices may name a row several times: the
-        gradient of that row is the sum of its pieces, and only the sum may be clipped or squared.
-        """
-        return (
-            tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
-        )
-
-    def checked_rows(gradient: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
-        """The gradient, if its rows can be those of a table of this shape; else a ValueError
-        that begins with `what`. Which rows they are is known in eager mode alone.
-        """
-        if not isinstance(gradient, tf.IndexedSlices):
-            return gradient
-        dense_shape = shape if gradient.dense_shape is None else gradient.dense_shape
-        parts = (gradient.values, gradient.indices, dense_shape)  # they may be lists
-        gradient = tf.IndexedSlices(*map(tf.convert_to_tensor, parts))
-        values, indices = gradient.values.shape, gradient.indices
-        table = tf.get_static_value(gradient.dense_shape)
-        if table is not None and tuple(table) != shape:
-            raise ValueError(
-                f"{what} be of rows of a table of its shape {shape}. "
-                f"Received: rows of {tuple(table.tolist())}"
-            )
-        if not values[1:].is_compatible_with(shape[1:]):
-            raise ValueError(
-                f"{what} be of rows of shape {shape[1:]}. Received: {tuple(values[1:])}"
-            )
-        if not indices.dtype.is_integer:
-            raise ValueError(f"{what} name rows by integers. Received: {indices.dtype.name}")
-        if not indices.shape.is_compatible_with(values[:1]):
-            raise ValueError(
-                f"{what} name one index a row. Received: {indices.shape[0]} for {values[0]} rows"
-            )
-        if tf.executing_eagerly() and bool(tf.reduce_any((indices < 0) | (indices >= shape[0]))):
-            raise ValueError(f"{what} name rows in [0, {shape[0]}). Received: {indices.numpy()}")
-        return gradient
 
     def apply_if_finite(
         gradients: Gradients,
@@ -88,16 +52,6 @@ if keras.config.backend() == "tensorflow":
 
 else:
 
-    def with_rows_summed(gradient: Tensor) -> Tensor:
-        """The dense gradient; repeated rows of a sparse one are summed."""
-        if keras.config.backend() == "torch" and getattr(gradient, "is_sparse", False):
-            return gradient.to_dense()
-        return ops.convert_to_tensor(gradient, sparse=False)
-
-    def checked_rows(gradient: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
-        """Sparse tensors of these backends carry their shape, which is checked like any other."""
-        return gradient
-
     def apply_if_finite(
         gradients: Gradients,
         apply: Callable[[Gradients], None],
@@ -118,4 +72,5 @@ else:
 
 def _all_finite(gradients: Gradients) -> Tensor:
     """A boolean scalar: no gradient has a NaN or an infinity."""
-    return ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in gradients if g is not None]))
+    values = [rows.values_of(g) for g in gradients if g is not None]
+    return ops.all(ops.stack([ops.all(ops.isfinite(v)) for v in values]))
