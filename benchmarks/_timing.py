@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -11,10 +12,15 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+# Okabe and Ito's, which colour-blind readers can tell apart.
+COLORS = ["#999999", "#000000", "#56B4E9", "#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7"]
+Figures = Mapping[str, float]
 RESULTS = Path("logs") / "benchmarks"
 
 
@@ -29,19 +35,15 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 def machine() -> dict[str, Any]:
     return {
-        "cores": tf.config.threading.get_inter_op_parallelism_threads() or _cores(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "devices": [d.device_type for d in tf.config.list_physical_devices()],
     }
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def first_calls(steps: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
@@ -91,16 +93,56 @@ def summary(
     }
 
 
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(*columns[:1], title=title, title_justify="left")
-    for column in columns[1:]:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*row)
+def report(
+    title: str, results: Mapping[str, Figures], columns: Mapping[str, Callable[[Figures], str]]
+) -> None:
+    """Prints one row a contestant; `columns` maps headings to what stands under them."""
+    table = Table("", title=title, title_justify="left")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for name, figures in results.items():
+        table.add_row(name, *(text(figures) for text in columns.values()))
     Console(width=110).print(table)
 
 
-def write(folder: Path, name: str, results: Mapping[str, Any]) -> None:
+def write(
+    folder: Path,
+    name: str,
+    results: Mapping[str, Mapping[str, Figures]],
+    figure: str,
+    label: str,
+) -> None:
+    """Writes the JSON, and a PNG of one figure of every contestant in every group of results.
+
+    Args:
+        folder: made if it is not there.
+        name: of both files.
+        results: of each group, of each contestant: its figures.
+        figure: the one that is drawn.
+        label: what it is, with its unit.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"machine": machine(), **results}, indent=1)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    picture = Figure(figsize=(8.0, 1.0 + 0.22 * sum(map(len, results.values()))))
+    axes = picture.subplots()
+    contestants = list(dict.fromkeys(c for group in results.values() for c in group))
+    place, ticks = 0.0, []
+    for group, of_group in results.items():
+        ticks.append((place + (len(of_group) - 1) / 2, group))
+        for contestant, figures in of_group.items():
+            color = COLORS[contestants.index(contestant) % len(COLORS)]
+            axes.barh(place, figures[figure], color=color)
+            axes.text(figures[figure], place, f" {figures[figure]:.2f}", va="center", fontsize=7)
+            place += 1
+        place += 1
+    axes.set_yticks(*zip(*ticks, strict=True))
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    bars = [Patch(color=c) for c, _ in zip(COLORS * 2, contestants, strict=False)]
+    picture.legend(
+        bars, contestants, loc="outside upper center", ncols=3, fontsize=8, frameon=False
+    )
+    picture.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")

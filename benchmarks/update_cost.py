@@ -113,22 +113,19 @@ def main() -> None:
         shapes = LAYOUTS[layout]()
         weights = sum(int(np.prod(shape)) for shape in shapes)
         results[layout] = measure(shapes, options.rounds, options.eager, layout)
-        _timing.print_table(
+        _timing.report(
             f"{layout}: {len(shapes)} variables, {weights:,} weights",
-            ["", "ms", "quartiles", "SGD units", "of Keras's Adam", "first call, s"],
-            [
-                [
-                    name,
-                    f"{r['ms']:.2f}",
-                    f"{r['ms_quartile_1']:.2f} to {r['ms_quartile_3']:.2f}",
-                    f"{r[SGD]:.2f}",
-                    f"{r[KERAS]:.2f}",
-                    f"{r['first_call_s']:.2f}",
-                ]
-                for name, r in results[layout].items()
-            ],
+            results[layout],
+            {
+                "ms": lambda r: f"{r['ms']:.2f}",
+                "quartiles": lambda r: f"{r['ms_quartile_1']:.2f} to {r['ms_quartile_3']:.2f}",
+                "SGD units": lambda r: f"{r[SGD]:.2f}",
+                "of Keras's Adam": lambda r: f"{r[KERAS]:.2f}",
+                "first call, s": lambda r: f"{r['first_call_s']:.2f}",
+            },
         )
-    _timing.write(options.output, "update_cost_eager" if options.eager else "update_cost", results)
+    name = "update_cost_eager" if options.eager else "update_cost"
+    _timing.write(options.output, name, results, SGD, "time of an update, in SGD units (log scale)")
 
 
 if __name__ == "__main__":

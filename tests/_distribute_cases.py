@@ -54,6 +54,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "weight_decay": {"weight_decay": 0.1},
     "ema": {"use_ema": True, "ema_momentum": 0.9},
     "skip_nonfinite": {"skip_nonfinite": True},
+    "lazy": {"sparse_update": "lazy"},  # the same here, where every step names the same rows
 }
 # Keras clips what each replica has, before the replicas' gradients are summed.
 CLIPPING: dict[str, dict[str, Any]] = {

@@ -19,10 +19,12 @@ OPTIMIZERS = {
     "yogi": lambda **k: keras_yogi.Yogi(0.0625, **k),
     "proximal": lambda **k: keras_yogi.Yogi(0.0625, l1_regularization_strength=0.1, **k),
 }
-# Small ones are packed, (300, 300) is compiled alone, half precision goes variable by variable.
+# Small ones are packed, (300, 300) and others of its rank are compiled alone, half precision goes variable by variable.
 LAYOUT = [
     ((3, 2), "float32"),
     ((300, 300), "float32"),
+    ((300, 250), "float32"),
+    ((250, 300), "float32"),
     ((), "float32"),
     ((4,), "float64"),
     ((0,), "float32"),

@@ -1,14 +1,14 @@
 """The fused engine: the same update as one variable after another, in few operations.
 
-Small variables are updated together (see `packing`); a larger one by the rule compiled with XLA,
-which reads and writes every array once. What the engine does not serve goes through
+Small variables are updated together (see `packing`); larger ones by the rule compiled with XLA,
+which reads and writes every array once, several in a call. What the engine does not serve goes through
 `update_step`. (TensorFlow's own ResourceApplyAdam is no faster and less right: in float32 it
 computes 1 − 0.999, which is off by 1.3e-5.)
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -22,6 +22,13 @@ more through memory, and saves about ten operations a variable: up to this size 
 COMPILE_FROM = 262_144
 """Elements of a pack from which on compiling pays. A smaller one stays in the cache from one
 operation to the next; 1 MiB of float32 does not."""
+
+CALL_UP_TO = 2_097_152
+"""Elements of the variables that one compiled call updates, if there are several. A call costs
+tens of microseconds, whatever it does; a few calls keep all cores busy."""
+
+# Places in the list that the optimizer was built with, model variables, gradients.
+Chunk: TypeAlias = list[tuple[int, tf.Variable, tf.Tensor]]
 
 
 def serves(variable: tf.Variable) -> bool:
@@ -101,9 +108,12 @@ class FusedEngine:
     def _graph(self, name: str, key: Any, body: Callable[..., Any], jit_compile: bool) -> Any:
         key = (name, key, self._optimizer.constants())
         if key not in self._graphs:
-            # How many rows a batch names must not decide on a graph.
             self._graphs[key] = tf.function(
-                body, autograph=False, jit_compile=jit_compile, reduce_retracing=True
+                body,
+                autograph=False,
+                jit_compile=jit_compile,
+                # How many rows a batch names must not decide on the graph of a whole step.
+                reduce_retracing=not jit_compile,
             )
         return self._graphs[key]
 
@@ -126,12 +136,14 @@ class FusedEngine:
             for first, last in pack.runs(pairs.keys()):
                 run = [pairs.pop(index) for index in pack.indices[first:last]]
                 self._update_run(pack, first, last, run, scalars(pack.dtype))
+        large = []
         for index, (variable, gradient) in pairs.items():
             if index in self._large and xla_is_available():
-                gradient = tf.cast(gradient, variable.dtype)
-                self._update_large(index, variable, gradient, scalars(variable.dtype))
+                large.append((index, variable, tf.cast(gradient, variable.dtype)))
             else:
                 self._optimizer.update_step(gradient, variable, learning_rate)
+        for chunk in _chunks(large):
+            self._update_large(chunk, scalars(chunk[0][1].dtype))
 
     def _update_table(
         self,
@@ -149,35 +161,32 @@ class FusedEngine:
         else:
             # All rows as if none had a gradient, which therefore need not be spread out over a
             # table, and then those that have one.
-            zero = tf.zeros((), variable.dtype)
+            chunk = [(index, variable, tf.zeros((), variable.dtype))]
             self._optimizer.update_rows(
                 gradient,
                 variable,
                 learning_rate,
-                lambda: self._update_large(index, variable, zero, scalars(variable.dtype)),
+                lambda: self._update_large(chunk, scalars(variable.dtype)),
             )
 
-    def _update_large(
-        self, index: int, variable: tf.Variable, gradient: tf.Tensor, scalars: Any
-    ) -> None:
-        slots = [of_all[index].value for of_all in self._optimizer.slots().values()]
-        update = self._graph("one", None, self._update_one, jit_compile=True)
-        update(gradient, variable, slots, scalars)
+    def _update_large(self, chunk: Chunk, scalars: Any) -> None:
+        of_all = self._optimizer.slots().values()
+        update = self._graph("large", None, self._update_each, jit_compile=True)
+        update([(g, v, [of_slot[i].value for of_slot in of_all]) for i, v, g in chunk], scalars)
 
-    def _update_one(
+    def _update_each(
         self,
-        gradient: tf.Tensor,
-        variable: tf.Variable,
-        slots: Sequence[tf.Variable],
+        variables: Sequence[tuple[tf.Tensor, tf.Variable, Sequence[tf.Variable]]],
         scalars: Any,
     ) -> None:
-        values = tuple(tf.convert_to_tensor(slot) for slot in slots)
-        weights = tf.convert_to_tensor(variable)
-        gradient = tf.broadcast_to(gradient, weights.shape)
-        weights, values = self._optimizer.new_values(gradient, weights, values, scalars)
-        for slot, value in zip(slots, values, strict=True):
-            slot.assign(value)
-        variable.assign(weights)
+        """Updates variables by their gradients (or a scalar, for every weight) and slots."""
+        for gradient, variable, slots in variables:
+            weights, *values = map(tf.convert_to_tensor, (variable, *slots))
+            gradient = tf.broadcast_to(gradient, weights.shape)
+            weights, new = self._optimizer.new_values(gradient, weights, tuple(values), scalars)
+            for slot, value in zip(slots, new, strict=True):
+                self._optimizer.assign(slot, value)
+            self._optimizer.assign(variable, weights)
 
     def _update_run(
         self,
@@ -206,6 +215,24 @@ class FusedEngine:
         for (variable, _), part in zip(run, parts, strict=True):
             part = tf.reshape(part, variable.shape)
             variable.assign(part) if whole else variable.assign_add(part)
+
+
+def _chunks(variables: Chunk) -> Iterator[Chunk]:
+    """Variables of one dtype that are updated by one call. Sorted by shape, so that the same
+    program serves many of a model's chunks.
+    """
+    by_shape = sorted(variables, key=lambda entry: (entry[1].dtype.name, tuple(entry[1].shape)))
+    chunk: Chunk = []
+    size = 0
+    for entry in by_shape:
+        elements = entry[1].shape.num_elements()
+        if chunk and (size + elements > CALL_UP_TO or chunk[0][1].dtype != entry[1].dtype):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(entry)
+        size += elements
+    if chunk:
+        yield chunk
 
 
 def _joined(tensors: Sequence[Any]) -> tf.Tensor:
