@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -27,6 +28,7 @@ import tensorflow as tf
 from reference import Array, hard_gradients, initial_weights
 
 import keras_yogi
+from keras_yogi.engine import fused
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "distributed.md"
@@ -364,6 +366,12 @@ def warm_start(strategy: Strategy) -> dict[str, Any]:
     return {"started": state_of(model), "trained on": train(model, epochs=1)}
 
 
+def with_compiled_rule(case: Case, strategy: Strategy) -> Any:
+    """With all variables large enough that the rule is compiled for them."""
+    with mock.patch.object(fused, "PACK_UP_TO", 0):
+        return case(strategy)
+
+
 def slot_as_seen(strategy: Strategy) -> list[Any]:
     """What get_slot returns after a step, outside the scope, in it, and on each replica."""
     with strategy.scope():
@@ -423,6 +431,10 @@ def mirrored(folder: Path) -> None:
         "fit, yogi, one device": partial(fit, one, "yogi"),
         "fit, yogi, central": partial(fit, central, "yogi"),
         "saving": partial(saving, strategy, folder),
+        **{
+            f"{o}, plain, compiled": partial(with_compiled_rule, LOOPS[f"{o}, plain"], strategy)
+            for o in OPTIMIZERS
+        },
         "warm_start": partial(warm_start, strategy),
         "get_slot": partial(slot_as_seen, strategy),
         "documentation": lambda: [float(loss) for loss in documentation["losses"]],

@@ -130,6 +130,7 @@ def test_the_comparison_tells_one_replica_from_all(results, replica):
         *(f"{o}, {n}, eager" for o in ("adam", "yogi") for n in EAGER_ONLY),
         *("adam, plain, autograph", "adam, plain, eager", "amsgrad, plain"),
         *("adam, plain, central", "yogi, plain, central"),
+        *(f"{optimizer}, plain, compiled" for optimizer in OPTIMIZERS),
     ],
 )
 def test_equals_one_device_with_the_joint_gradient(results, case):

@@ -30,6 +30,10 @@ if keras.config.backend() == "tensorflow":
     def fused_engine(optimizer: Any, variables: Sequence[Any]) -> Any:
         return FusedEngine(optimizer, variables)
 
+    def compiler(optimizer: Any) -> Any:
+        """What compiles the rule for large variables where the engine cannot serve."""
+        return FusedEngine(optimizer, [])
+
 else:
 
     def check_strategy() -> None:
@@ -40,3 +44,7 @@ else:
 
     def fused_engine(optimizer: Any, variables: Sequence[Any]) -> Any:
         raise NotImplementedError
+
+    def compiler(optimizer: Any) -> Any:
+        """These backends compile whole training steps."""
+        return None

@@ -1,9 +1,9 @@
 """The fused engine: the same update as one variable after another, in few operations.
 
 Small variables are updated together (see `packing`); larger ones by the rule compiled with XLA,
-which reads and writes every array once, several in a call. What the engine does not serve goes through
-`update_step`. (TensorFlow's own ResourceApplyAdam is no faster and less right: in float32 it
-computes 1 − 0.999, which is off by 1.3e-5.)
+which reads and writes every array once, several in a call. What the engine does not serve goes
+through `update_step`. (TensorFlow's own ResourceApplyAdam is no faster and less right: in float32
+it computes 1 − 0.999, which is off by 1.3e-5.)
 """
 
 import functools
@@ -105,6 +105,16 @@ class FusedEngine:
             learning_rate = tf.convert_to_tensor(learning_rate)
         update(list(gradients), learning_rate)
 
+    def rule(self, elements: int, compile_from: int | None = None) -> Callable[..., Any]:
+        """The optimizer's `new_values` for so many elements: compiled where that pays; for one
+        variable alone, if it is large.
+        """
+        rule = self._optimizer.new_values
+        if elements < (compile_from or PACK_UP_TO + 1) or not xla_is_available():
+            return rule
+        compiled = self._graph("rule", None, rule, jit_compile=True)
+        return lambda *values: compiled(*tf.nest.map_structure(tf.convert_to_tensor, values))
+
     def _graph(self, name: str, key: Any, body: Callable[..., Any], jit_compile: bool) -> Any:
         key = (name, key, self._optimizer.constants())
         if key not in self._graphs:
@@ -197,11 +207,8 @@ class FusedEngine:
         scalars: Any,
     ) -> None:
         """Updates variables that lie side by side in a pack, as if they were one."""
-        rule = self._optimizer.new_values
         size = pack.starts[last] - pack.starts[first]
-        if size >= COMPILE_FROM and xla_is_available():
-            rule = self._graph("rule", None, rule, jit_compile=True)
-
+        rule = self.rule(size, COMPILE_FROM)
         gradient = _joined([tf.cast(gradient, pack.dtype) for _, gradient in run])
         # From weights of zero the rule returns the step itself, unless the step depends on them.
         whole = self._optimizer.step_depends_on_weights

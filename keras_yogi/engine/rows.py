@@ -58,7 +58,7 @@ if keras.config.backend() == "tensorflow":
         return isinstance(gradient, tf.IndexedSlices)
 
     def rows(values: Tensor, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """What a Keras optimizer's `assign` takes for some rows of a table."""
+        """A gradient of some rows of a table of this shape."""
         return tf.IndexedSlices(values, indices, tf.constant(shape, indices.dtype))
 
     def summed(gradient: Tensor) -> Tensor:
@@ -93,9 +93,15 @@ if keras.config.backend() == "tensorflow":
 
     def read(variable: Any, indices: Tensor) -> Tensor:
         """Rows of a variable, without a copy of all of it."""
-        return tf.gather(
-            variable.value if isinstance(variable, keras.Variable) else variable, indices
-        )
+        return tf.gather(_native(variable), indices)
+
+    def write(variable: Any, values: Tensor, indices: Tensor) -> None:
+        """Overwrites rows of a variable."""
+        native = _native(variable)
+        native.scatter_update(tf.IndexedSlices(tf.cast(values, native.dtype), indices))
+
+    def _native(variable: Any) -> Any:
+        return variable.value if isinstance(variable, keras.Variable) else variable
 
     def checked(gradient: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
         """The gradient, if its rows can be those of a table of this shape; else a ValueError
@@ -139,6 +145,9 @@ else:  # gradients of these backends are dense, or sparse tensors, which are mad
         raise NotImplementedError
 
     def read(variable: Any, indices: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def write(variable: Any, values: Tensor, indices: Tensor) -> None:
         raise NotImplementedError
 
     without_left_over = summed

@@ -1,1 +1,5 @@
-"""One class a file; what they compute is in `rules`, what they store is in `base`."""
+"""The optimizers, and the class to derive a further one from."""
+
+from keras_yogi.optimizers.base import AdaptiveOptimizer
+
+__all__ = ["AdaptiveOptimizer"]

@@ -99,6 +99,8 @@ class Adam(AdaptiveOptimizer):
     def slot_names(self) -> tuple[str, ...]:
         return (*super().slot_names, *(["velocity_hat"] if self.amsgrad else []))
 
-    def second_moments(self, gradient: Tensor, velocity: Tensor, *others: Tensor) -> Slots:
+    def second_moments(
+        self, gradient: Tensor, momentum: Tensor, velocity: Tensor, *others: Tensor
+    ) -> Slots:
         velocity = rules.adam_velocity(velocity, gradient, self.beta_2)
         return (velocity, *(ops.where(old >= velocity, old, velocity) for old in others))

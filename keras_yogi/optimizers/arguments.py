@@ -26,9 +26,12 @@ class KerasArguments(TypedDict, total=False):
 
 
 def reject(name: str, rule: str, value: Any) -> ValueError:
-    return ValueError(
-        f"`{name}` must be {rule}. Received: {name}={value!r} (of type {type(value).__name__})"
-    )
+    kind = type(value).__name__
+    try:
+        shown = repr(value)
+    except NotImplementedError:  # of a variable, by Keras 3.10 while a graph is traced
+        shown = getattr(value, "path", kind)
+    return ValueError(f"`{name}` must be {rule}. Received: {name}={shown} (of type {kind})")
 
 
 def number(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> float:

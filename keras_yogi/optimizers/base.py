@@ -1,5 +1,6 @@
 """What Adam and Yogi share: hyperparameters, and how a rule is applied to a variable."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Unpack
 
@@ -90,6 +91,8 @@ class AdaptiveOptimizer(SlotOptimizer):
         if not self.built:  # before Keras does, which may be inside a condition
             with keras.name_scope(self.name, caller=self):
                 self.build(variables)
+        for variable in variables:
+            self.index_of(variable)  # a ValueError, if it is unknown
         grads = [self._summed(g, v) for g, v in zip(grads, variables, strict=True)]
         if not self.skip_nonfinite or all(g is None for g in grads):
             self._apply(grads, variables)
@@ -166,13 +169,13 @@ class AdaptiveOptimizer(SlotOptimizer):
                 do anything to them. Defaults to nothing.
         """
         gradient = rows.without_left_over(gradient)
-        indices, shape = gradient.indices, tuple(variable.shape)
+        indices = gradient.indices
         self._update(
             gradient.values,
             variable,
             learning_rate,
             read=lambda whole: rows.read(whole, indices),
-            to_store=lambda values: rows.rows(values, indices, shape),
+            store=lambda whole, values: rows.write(whole, values, indices),
             between=update_others,
         )
 
@@ -182,7 +185,7 @@ class AdaptiveOptimizer(SlotOptimizer):
         variable: keras.Variable,
         learning_rate: Any,
         read: Callable[[Any], Tensor] = ops.convert_to_tensor,
-        to_store: Callable[[Tensor], Any] = lambda values: values,
+        store: Callable[[Any, Tensor], None] | None = None,
         between: Callable[[], None] = lambda: None,
     ) -> None:
         index = self.index_of(variable)
@@ -194,11 +197,15 @@ class AdaptiveOptimizer(SlotOptimizer):
         dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
         gradient, weights, *values = [ops.cast(x, dtype) for x in (gradient, *map(read, stored))]
         between()
-        weights, slots = self.new_values(
+        rule = self.new_values
+        if self._compiler is not None and store is None:  # some rows are never as many twice
+            rule = self._compiler.rule(math.prod(weights.shape))
+        weights, slots = rule(
             gradient, weights, tuple(values), self.step_scalars(learning_rate, dtype)
         )
-        for place, values in zip(stored, (weights, *slots), strict=True):
-            self.assign(place, to_store(values))
+        store = store or self.assign
+        for place, new in zip(stored, (weights, *slots), strict=True):
+            store(place, new)
 
     def step_scalars(self, learning_rate: Any, dtype: str, step: Any = None) -> StepScalars:
         """What the rule needs to know of a step: of step t = `step`, or of the one being made."""
@@ -226,12 +233,21 @@ class AdaptiveOptimizer(SlotOptimizer):
             scalars: the step's learning rate and bias corrections.
         """
         momentum = rules.moving_average(slots[0], gradient, self.beta_1)
-        second = self.second_moments(gradient, *slots[1:])
+        second = self.second_moments(gradient, momentum, *slots[1:])
         rate = rules.learning_rate_per_weight(second[-1], scalars, self.epsilon, self.epsilon_hat)
         return self.descend(weights, momentum, rate), (momentum, *second)
 
-    def second_moments(self, gradient: Tensor, velocity: Tensor, *others: Tensor) -> Slots:
-        """New values of the slots after the momentum; the root is taken of the last."""
+    def second_moments(
+        self, gradient: Tensor, momentum: Tensor, velocity: Tensor, *others: Tensor
+    ) -> Slots:
+        """New values of the slots after the momentum; the root is taken of the last.
+
+        Args:
+            gradient: g.
+            momentum: m, which already takes g in.
+            velocity: v, of the step before.
+            *others: the slots after the velocity, likewise.
+        """
         raise NotImplementedError
 
     @property

@@ -89,8 +89,8 @@ class CheckedOptimizer(keras.optimizers.Optimizer):
             learning_rate = arguments.learning_rate(learning_rate)
         if callable(self._learning_rate) and not callable(learning_rate):
             raise TypeError(
-                "The learning rate is a schedule or a callable: assign another one, or make the "
-                "optimizer with a number as its `learning_rate`."
+                "This optimizer was created with a `LearningRateSchedule` or a callable: assign "
+                "another one, or make the optimizer with a number as its `learning_rate`."
             )
         keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
 

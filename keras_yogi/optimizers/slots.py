@@ -27,6 +27,7 @@ class SlotOptimizer(CheckedOptimizer):
     def __init__(self, **keras_arguments: Any) -> None:
         super().__init__(**keras_arguments)
         self._engine = None
+        self._compiler = None
         # How much of β₂ᵗ is to be taken off 1 to correct v: all of it; none after `warm_start`.
         self._velocity_bias = HiddenScalar(1.0)
 
@@ -52,6 +53,8 @@ class SlotOptimizer(CheckedOptimizer):
             raise arguments.reject("fused", f'False or "auto" here: {obstacle}', True)
         if self.fused and not obstacle:
             self._engine = choice.fused_engine(self, variables)
+        elif self.fused:
+            self._compiler = choice.compiler(self)
         super().build(variables)
         # Keras's own order, so that files and checkpoints move to and from keras.optimizers.Adam.
         self._momentums, self._velocities = self.add_optimizer_variables(
@@ -88,7 +91,10 @@ class SlotOptimizer(CheckedOptimizer):
 
     @property
     def engine(self) -> str:
-        """What carries out the steps: "fused", or "unfused": one variable after another."""
+        """What carries out the steps: "fused", or "unfused": one variable after another.
+
+        With `fused="auto"` unfused large variables are updated by the compiled rule.
+        """
         return "fused" if self._engine is not None else "unfused"
 
     def slots(self) -> dict[str, list[keras.Variable]]:

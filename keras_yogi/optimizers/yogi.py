@@ -129,7 +129,9 @@ class Yogi(AdaptiveOptimizer):
         # keras.initializers.Constant would round the value to float32 for float64 weights too.
         return ops.full(shape, self.initial_accumulator_value, dtype)
 
-    def second_moments(self, gradient: Tensor, velocity: Tensor, *others: Tensor) -> Slots:
+    def second_moments(
+        self, gradient: Tensor, momentum: Tensor, velocity: Tensor, *others: Tensor
+    ) -> Slots:
         return (rules.yogi_velocity(velocity, gradient, self.beta_2, self.activation),)
 
     @property

@@ -1,0 +1,94 @@
+"""The documentation: its code runs, and its links lead somewhere."""
+
+import functools
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("logs/*.md")])
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)\s]+)\)")
+# Its code needs two devices, and runs in test_distribute.
+ELSEWHERE = {ROOT / "docs" / "distributed.md"}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def code_of(page):
+    return PYTHON.findall(page.read_text("utf-8"))
+
+
+def run_code(page):
+    """Runs the code of a page, one block after another; returns what it has named."""
+    names = {"__name__": "documentation"}
+    for number, code in enumerate(code_of(page)):
+        exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if code_of(p) and p not in ELSEWHERE], ids=lambda p: p.name
+)
+def test_code_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "model.h5" in page.read_text("utf-8"):  # a model saved by TensorFlow Addons
+        shutil.copy(ROOT / "tests" / "golden_tfa" / "tfa_model.h5", tmp_path / "model.h5")
+    run_code(page)
+
+
+@functools.cache
+def anchors(page):
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    for link in LINK.findall(page.read_text("utf-8")):
+        if re.match(r"[a-z]+:", link):
+            assert link.startswith("https://"), link
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_every_page_of_the_site_is_in_its_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert page.relative_to(ROOT / "docs").as_posix() in navigation
+
+
+def test_the_further_optimizer_follows_its_formula(tmp_path, monkeypatch):
+    """AdaBelief of docs/extending.md, against NumPy, in every engine."""
+    import keras
+    from reference import MODES, hard_gradients, initial_weights, trajectory
+
+    monkeypatch.chdir(tmp_path)
+    ada_belief = run_code(ROOT / "docs" / "extending.md")["AdaBelief"]
+    weights, gradients = initial_weights(), hard_gradients()
+    expected = [np.array(w) for w in weights]
+    m, s = ([np.zeros_like(w) for w in weights] for _ in range(2))
+    for t, row in enumerate(gradients, start=1):
+        for i, g in enumerate(row):
+            g = g.astype("float64")
+            m[i] = 0.9 * m[i] + 0.1 * g
+            s[i] = 0.999 * s[i] + 0.001 * (g - m[i]) ** 2 + 1e-8
+            root = np.sqrt(s[i] / (1 - 0.999**t))
+            expected[i] = expected[i] - 0.0625 * m[i] / (1 - 0.9**t) / (root + 1e-8)
+    for mode in MODES:
+        for fused in (True, False):
+            states = trajectory(
+                ada_belief(0.0625, fused=fused), weights, gradients, mode, dtype="float64"
+            )
+            for got, want in zip(states[-1], expected, strict=True):
+                np.testing.assert_allclose(got["weights"], want, rtol=1e-11)  # 15 steps' rounding
+    assert isinstance(keras.optimizers.get(ada_belief()), ada_belief)

@@ -1,0 +1,46 @@
+"""Nothing is looked up or connected to: not at import, and not in training."""
+
+import subprocess
+import sys
+
+CODE = """
+import sys
+
+def refuse(event, arguments):
+    if event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname"):
+        raise RuntimeError(f"{event}{arguments}")
+
+sys.addaudithook(refuse)
+import keras
+import numpy as np
+import keras_yogi
+
+if CONNECT:
+    import socket
+    socket.create_connection(("127.0.0.1", 9))
+model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+model.compile(keras_yogi.Yogi(), loss="mse")
+keras_yogi.warm_start(model, np.ones((8, 3)), np.ones((8, 1)))
+model.fit(np.ones((8, 3)), np.ones((8, 1)), verbose=0)
+"""
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_import_and_training_open_no_connection():
+    completed = run(CODE.replace("CONNECT", "False"))
+    assert completed.returncode == 0, completed.stderr[-2000:]
+
+
+def test_the_guard_sees_a_connection():
+    assert "RuntimeError: socket." in run(CODE.replace("CONNECT", "True")).stderr
+
+
+def test_import_prints_nothing():
+    completed = run("import keras_yogi")
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    assert completed.stdout == ""
