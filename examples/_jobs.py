@@ -1,4 +1,4 @@
-"""What compare.py trains on what: the data, the models and the losses."""
+"""What several examples train on what: the data, the models and the losses."""
 
 import hashlib
 import io
@@ -34,6 +34,25 @@ class Job:
     layers: Callable[[], list[layers.Layer]]
     loss: Callable[[Any, Any], Any]
     loss_name: str
+
+    def model(self) -> keras.Model:
+        return keras.Sequential([keras.Input(self.train[0].shape[1:]), *self.layers()])
+
+    def parts(self) -> dict[str, Rows]:
+        """The rows that a loss is measured over."""
+        parts = {"training": self.train, "validation": self.validation}
+        return {part: rows for part, rows in parts.items() if rows is not None}
+
+    def initial_weights(self, seed: int) -> list[np.ndarray]:
+        keras.utils.set_random_seed(seed)
+        return self.model().get_weights()
+
+
+def load(name: str, airfoil_data: Path | None = None) -> Job:
+    """The job of this name: "diabetes", "digits" or "airfoil"."""
+    if name == "airfoil":
+        return airfoil(airfoil_data)
+    return {"diabetes": diabetes, "digits": digits}[name]()
 
 
 def standardized(values: np.ndarray, reference: np.ndarray) -> np.ndarray:

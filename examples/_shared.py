@@ -1,16 +1,22 @@
-"""What the examples share: argument checks, run folders, statistics, tables and pictures."""
+"""What the examples share: options, run folders, statistics, reports and pictures."""
 
 import argparse
 import json
 import math
+import os
+import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from rich import box
@@ -18,12 +24,22 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import stdtrit
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart. The two Adams nearly
-# coincide: a thin dashed line on a broad one leaves both visible.
+import keras_yogi
+
+# The examples compile a new training loop for every setting on purpose: no warnings of retracing.
+tf.get_logger().setLevel("ERROR")
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Where two Adams nearly
+# coincide, a thin dashed line on a broad one leaves both visible.
+_ADAM: dict[str, Any] = {"color": "#56B4E9", "linewidth": 4.0}
+_YOGI: dict[str, Any] = {"color": "#D55E00", "linewidth": 1.8}
 LINES: dict[str, dict[str, Any]] = {
-    "keras_yogi.Adam": {"color": "#56B4E9", "linewidth": 4.0},
-    "keras_yogi.Yogi": {"color": "#D55E00", "linewidth": 1.8},
+    "keras_yogi.Adam": _ADAM,
+    "Adam": _ADAM,
+    "keras_yogi.Yogi": _YOGI,
+    "Yogi": _YOGI,
     "keras.optimizers.Adam": {"color": "black", "linewidth": 1.2, "linestyle": (0, (4, 3))},
+    "AMSGrad": {"color": "#009E73", "linewidth": 1.8, "linestyle": (0, (6, 2))},
 }
 
 
@@ -54,6 +70,47 @@ non_negative_number = number("a finite number >= 0", lambda x: 0 <= x < math.inf
 random_seed = number("an integer in [0, 2**31)", lambda x: 0 <= x < 2**31, int)
 
 
+def example_parser(
+    doc: str, file: str, seeds: int | None = None, quick_seeds: int = 2
+) -> argparse.ArgumentParser:
+    """A parser with the options that every example has; `parse_options` reads them.
+
+    Args:
+        doc: the example's docstring.
+        file: the example's `__file__`: its name is that of the log folder and of the results.
+        seeds: how many runs are averaged in full mode. None: nothing in the example is random.
+        quick_seeds: how many with --quick.
+    """
+    name = Path(file).stem
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="seconds instead of minutes: a smaller job")
+    if seeds is not None:
+        text = f"average over so many; default: {seeds}, with --quick {quick_seeds}"
+        add("--seeds", type=positive_integer, help=text)
+    add("--logdir", type=Path, default=Path("logs") / name, help="default: %(default)s")
+    text = f"the folder of {name}.md, {name}.json and {name}.png; default: the log folder"
+    add("--results", type=Path, help=text)
+    parser.set_defaults(name=name, doc=doc, default_seeds=(seeds, quick_seeds))
+    return parser
+
+
+def parse_options(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The options of an `example_parser`. The folders are there, and can be written to."""
+    options = parser.parse_args(argv)
+    if "seeds" in options and options.seeds is None:
+        options.seeds = options.default_seeds[options.quick]
+    options.logdir = writable_folder(parser, "--logdir", options.logdir)
+    if options.results is None:
+        options.results = options.logdir
+    options.results = writable_folder(parser, "--results", options.results)
+    return options
+
+
 def writable_folder(parser: argparse.ArgumentParser, option: str, folder: Path) -> Path:
     """The folder, made if it is not there; ends the program if nothing can be written to it."""
     try:
@@ -81,6 +138,17 @@ def fresh_run_folder(logdir: Path, run: str) -> Path:
     return folder
 
 
+def write_curves(
+    logdir: Path, run: str, steps: Sequence[int], curves: Mapping[str, Sequence[float]]
+) -> None:
+    """Writes a run for TensorBoard: one scalar for each name in `curves`, over the same steps."""
+    folder = fresh_run_folder(logdir, run) / "train"
+    with tf.summary.create_file_writer(str(folder)).as_default():
+        for tag, values in curves.items():
+            for step, value in zip(steps, values, strict=True):
+                tf.summary.scalar(tag, value, step=step)
+
+
 def write_json(results: Any, path: Path) -> None:
     """Writes JSON in which the NaN or infinity of a run that diverged is null: JSON has neither."""
     finite = json.loads(json.dumps(results), parse_constant=lambda _: None)
@@ -100,6 +168,15 @@ def mean_and_interval(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | N
     if count == 1:
         return mean, None
     return mean, stdtrit(count - 1, 0.975) * array.std(axis=0, ddof=1) / math.sqrt(count)
+
+
+def with_interval(values: Sequence[float], digits: int = 4) -> str:
+    """Mean and 95 % interval, as a table shows them."""
+    mean, half_width = mean_and_interval(values)
+    if half_width is None:
+        return f"{mean:.{digits}f}"
+    low, high = mean - half_width, mean + half_width
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 # Text
@@ -127,22 +204,102 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console().print(table)
 
 
+class Report:
+    """What an example found: printed as it comes, then written as Markdown, JSON and a picture.
+
+    Args:
+        title: the heading of the Markdown file; the example's docstring follows it.
+        options: what `parse_options` returned.
+    """
+
+    def __init__(self, title: str, options: argparse.Namespace) -> None:
+        self.options, self.started = options, time.perf_counter()
+        self.markdown = [f"# {title}", "", options.doc]
+
+    def paragraph(self, *lines: str) -> None:
+        print_lines("", *lines)
+        self.markdown += [*lines, ""]
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        print_table(title, columns, rows)
+        rule = ["---", *["---:"] * (len(columns) - 1)]
+        cells = [columns, rule, *rows]
+        self.markdown += [f"**{title}**", "", *(f"| {' | '.join(row)} |" for row in cells), ""]
+
+    def write(self, results: Mapping[str, Any], picture: Figure) -> None:
+        """Writes the three files; the JSON has the machine and the versions beside `results`."""
+        name, folder = self.options.name, self.options.results
+        seconds = time.perf_counter() - self.started
+        origin = {"quick": self.options.quick, "seconds": round(seconds, 1), **machine()}
+        # Seven digits are what float32 has.
+        rounded = json.loads(json.dumps(results), parse_float=lambda x: float(f"{float(x):.7g}"))
+        write_json({**origin, **rounded}, folder / f"{name}.json")
+        save(picture, folder / f"{name}.png")
+        quick = " --quick" if self.options.quick else ""
+        versions = ", ".join(f"{package} {v}" for package, v in origin["versions"].items())
+        cores, devices = origin["cpu_cores"], f", {origin['gpus']} GPUs" if origin["gpus"] else ""
+        self.markdown += [
+            f"![The figures above as a picture]({name}.png)",
+            "",
+            f"Printed by `python examples/{name}.py{quick}` in {seconds:.0f} s on {cores} CPU "
+            f"cores{devices}. {versions}.",
+        ]
+        (folder / f"{name}.md").write_text("\n".join(self.markdown) + "\n", encoding="utf-8")
+        print_lines(
+            "",
+            f"Written: {name}.md, {name}.json and {name}.png in {folder}. "
+            f"Runs: tensorboard --logdir {self.options.logdir}",
+        )
+
+
+def machine() -> dict[str, Any]:
+    """What a measurement depends on beside the code."""
+    return {
+        "cpu_cores": os.cpu_count(),
+        "gpus": len(tf.config.list_physical_devices("GPU")),
+        "versions": {
+            "keras_yogi": keras_yogi.__version__,
+            "Keras": keras.__version__,
+            "TensorFlow": tf.__version__,
+            "NumPy": np.__version__,
+            "Python": platform.python_version(),
+        },
+    }
+
+
 # Pictures
 
 
-def figure(title: str, panels: int) -> tuple[Figure, list[Axes]]:
-    """Panels side by side with one logarithmic axis; a bare Figure needs no screen (Agg)."""
-    picture = Figure(figsize=(max(4.5 * panels, 7.5), 4.0), layout="constrained")
+def blank_figure(
+    title: str, columns: int, rows: int = 1, height: float = 4.0, **axes: Any
+) -> tuple[Figure, list[Axes]]:
+    """Panels in rows of `height` inches; a bare Figure needs no screen (Agg).
+
+    `axes` goes to Figure.subplots, such as `sharey=True`. The panels come row after row.
+    """
+    size = (max(4.5 * columns, 7.5), height * rows)
+    picture = Figure(figsize=size, layout="constrained")
     picture.suptitle(title, fontsize=10.5)
-    row = list(picture.subplots(1, panels, sharey=True, squeeze=False)[0])
+    panels = list(picture.subplots(rows, columns, squeeze=False, **axes).flat)
+    for panel in panels:
+        panel.grid(alpha=0.3, linewidth=0.5)
+        panel.spines[["top", "right"]].set_visible(False)
+    return picture, panels
+
+
+def logarithmic(axis: Axis) -> None:
+    """Labels also where the curves span less than a decade, and plain ones: 0.3, not 3 × 10⁻¹."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def figure(title: str, panels: int) -> tuple[Figure, list[Axes]]:
+    """Panels side by side with one logarithmic axis."""
+    picture, row = blank_figure(title, panels, sharey=True)
     for axes in row:
-        axes.set_yscale("log")
-        # Labels also where the curves span less than a decade, and plain ones: 0.3, not 3 × 10⁻¹.
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.grid(alpha=0.3, linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
+        logarithmic(axes.yaxis)
     return picture, row
 
 

@@ -137,7 +137,7 @@ def train(
     """One run. The seed decides the initial weights and the order of the batches."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
-    model = keras.Sequential([keras.Input(job.train[0].shape[1:]), *job.layers()])
+    model = job.model()
     epsilon = {} if options.epsilon is None else {"epsilon": options.epsilon}
     model.compile(OPTIMIZERS[name](learning_rate=options.learning_rate, **epsilon), loss=job.loss)
 
@@ -342,11 +342,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Job
         if getattr(options, field) is None:
             setattr(options, field, default)
     try:
-        job = {
-            "diabetes": jobs.diabetes,
-            "digits": jobs.digits,
-            "airfoil": lambda: jobs.airfoil(options.data),
-        }[options.dataset]()
+        job = jobs.load(options.dataset, options.data)
     except jobs.DataError as error:
         parser.error(str(error))
     logdir = options.logdir or Path("logs") / f"compare-{options.dataset}"

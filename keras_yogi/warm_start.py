@@ -1,6 +1,7 @@
 """The Yogi paper's initialisation of the velocity, from one large batch."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, Unpack
 
@@ -31,6 +32,9 @@ def warm_start(
     A weight whose gradient is zero on all of that data starts with v₀ = 0, so that its first
     steps can be up to 1 / √(1 − β₂) times the learning rate (32 for β₂ = 0.999). Give data that
     reaches every weight; for embeddings with rare rows, prefer Yogi without a warm start.
+
+    Under "mixed_float16", Keras leaves out batches whose scaled gradients overflow; a warning says
+    so, and how many batches were used.
 
     Args:
         model: compiled with a loss and with `keras_yogi.Adam` or `keras_yogi.Yogi` (a
@@ -69,7 +73,7 @@ def warm_start(
             loss_scale_factor=optimizer.loss_scale_factor,
         )
         scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-        stand_in = keras.optimizers.LossScaleOptimizer(recorder) if scaled else recorder
+        stand_in = _with_falling_scale(recorder, model.optimizer) if scaled else recorder
     batches = {"batch_size": batch_size} if _is_of_arrays(x) else {}
     with _untouched(model, stand_in) as callback:
         model.fit(x, y, steps_per_epoch=steps, shuffle=False, callbacks=[callback], **batches)
@@ -88,6 +92,8 @@ def warm_start(
             "`x` must be data whose gradients are finite. Received: a NaN or an infinity in "
             + (", ".join(faulty) or "every batch")
         )
+    if scaled:
+        _warn_of_batches_left_out(stand_in, batches_seen)
     for variable, mean in zip(trained, means, strict=True):
         optimizer.set_slot(variable, "velocity", ops.square(mean))
     optimizer.start_from_unbiased_velocity()
@@ -104,6 +110,31 @@ class _GradientSum(AdaptiveOptimizer):
     ) -> tuple[Tensor, Slots]:
         total, *others = slots
         return weights, (total + gradient, *others)
+
+
+def _with_falling_scale(
+    recorder: _GradientSum, scaled: keras.optimizers.LossScaleOptimizer
+) -> keras.optimizers.LossScaleOptimizer:
+    """Scales losses as the model's own optimizer does, but never raises the scale again: it tells
+    in the end whether a batch was left out.
+    """
+    return keras.optimizers.LossScaleOptimizer(
+        recorder, initial_scale=scaled.initial_scale, dynamic_growth_steps=2**31 - 1
+    )
+
+
+def _warn_of_batches_left_out(
+    stand_in: keras.optimizers.LossScaleOptimizer, batches_seen: int
+) -> None:
+    first, last = stand_in.initial_scale, float(ops.convert_to_numpy(stand_in.dynamic_scale))
+    if last < first:
+        warnings.warn(
+            f"`warm_start` has used {batches_seen} batches and left others out: there, gradients "
+            f"times Keras's loss scale of {first} were not finite in float16. To use them too, "
+            "compile the model with keras.optimizers.LossScaleOptimizer(optimizer, "
+            f"initial_scale=...) of {last} or less",
+            stacklevel=3,
+        )
 
 
 def _optimizer_of(model: keras.Model) -> AdaptiveOptimizer:

@@ -210,6 +210,8 @@ def path_of(folder: Path, backend: str, name: str) -> Path:
 
 def save(path: Path, name: str) -> dict:
     options = SAVED[name]
+    if options and keras.config.backend() == "tensorflow":
+        options = {**options, "fused": True}  # no other backend can; it has to load there
     model = compiled(optimizer_of(**options)) if options else warm_started()
     train(model, faulty=name == "skip_nonfinite")
     model.save(path)

@@ -8,7 +8,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from reference import Array, Reference
+import pytest
+import tensorflow as tf
+from reference import MODES, Array, Reference
 
 import keras_yogi
 
@@ -54,10 +56,15 @@ CASES = {
     for rule, (optimizer_class, hyperparameters) in RULES.items()
     for variant, arguments in VARIANTS.items()
 }
-# Where the test is about the plumbing, one rule of each class is enough,
-PLAIN_CASES = {name: case for name, case in CASES.items() if case.hyperparameters in (ADAM, YOGI)}
+# Where the test is about the plumbing, one rule of each class is enough, one of them fused,
+PLAIN_CASES = {name: CASES[name] for name in ("adam", "yogi, fused")}
 # and where a model has to be compiled for it, one variant: what a user gets without asking.
 DEFAULT_CASES = {rule: Case(*RULES[rule], {}) for rule in ("adam", "yogi")}
+
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+plain_case = pytest.mark.parametrize("case", PLAIN_CASES.values(), ids=PLAIN_CASES)
+default_case = pytest.mark.parametrize("case", DEFAULT_CASES.values(), ids=DEFAULT_CASES)
+in_eager_and_graph = pytest.mark.parametrize("mode", ["eager", "graph"])
 
 
 @dataclass
@@ -154,3 +161,50 @@ def assert_unchanged(before: Sequence[Array], after: Sequence[Array]) -> None:
         assert old.dtype == new.dtype
         assert old.shape == new.shape
         assert old.tobytes() == new.tobytes()
+
+
+def variables_of(weights, dtype="float32"):
+    return [keras.Variable(w, dtype=dtype, name=f"w{i}") for i, w in enumerate(weights)]
+
+
+def train(optimizer, variables, rows, mode="graph"):
+    if not optimizer.built:
+        optimizer.build(variables)
+    step = MODES[mode](lambda *row: optimizer.apply(list(row), variables))
+    for row in rows:
+        step(
+            *[
+                g if g is None else tf.constant(g, v.dtype)
+                for g, v in zip(row, variables, strict=True)
+            ]
+        )
+
+
+def assert_close(actual, expected, tolerance, label=""):
+    """To `tolerance` of the array's largest value."""
+    scale = np.max(np.abs(expected), initial=0.0) or 1.0
+    np.testing.assert_allclose(
+        np.asarray(actual, "float64"), expected, rtol=0, atol=tolerance * scale, err_msg=label
+    )
+
+
+def assert_agrees(optimizer, variables, reference, tolerance):
+    for variable, state in zip(variables, reference.state(), strict=True):
+        assert_close(variable.numpy(), state.pop("weights"), tolerance, variable.name)
+        for name, slot in state.items():
+            assert_close(optimizer.get_slot(variable, name), slot, tolerance, name)
+
+
+def regression():
+    """Eight batches of eight; a model whose gradients are not tiny anywhere."""
+    random = np.random.default_rng(11)
+    x = random.normal(size=(64, 3)).astype("float32")
+    return x, (x @ [[1.0], [-2.0], [0.5]] + 3.0).astype("float32")
+
+
+def regression_model(optimizer, **arguments):
+    keras.utils.set_random_seed(12)
+    layers = [keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    model.compile(optimizer, loss="mse", **arguments)
+    return model

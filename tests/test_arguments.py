@@ -22,6 +22,7 @@ BAD_FOR_BOTH = [
     *(("epsilon_hat", bad) for bad in [0, 1, None, "yes"]),
     *(("skip_nonfinite", bad) for bad in [1, None]),
     *(("fused", bad) for bad in [1, 0, None, "yes"]),
+    *(("sparse_update", bad) for bad in ["dense", None, True]),
     *(("weight_decay", bad) for bad in [-0.1, NAN, INF, "0.1", True]),
     *((c, bad) for c in ["clipnorm", "clipvalue", "global_clipnorm"] for bad in [0, -1, NAN, "1"]),
     *(("use_ema", bad) for bad in [1, None]),
@@ -63,6 +64,7 @@ def test_unknown_argument_is_refused(optimizer, unknown, meant):
         optimizer(**{unknown: 0.5})
     assert f"Received: {unknown}=0.5" in str(error.value)
     assert meant is None or f"Did you mean `{meant}`?" in str(error.value)
+    assert ("Did you mean" in str(error.value)) == (meant is not None)
 
 
 def test_two_ways_of_clipping_are_refused():
@@ -75,6 +77,36 @@ def test_two_ways_of_clipping_are_refused():
 def test_any_real_number_is_a_learning_rate(optimizer, number):
     assert float(optimizer(number).learning_rate) == float(number)
     assert isinstance(optimizer(number).get_config()["learning_rate"], float)
+
+
+def test_an_array_without_axes_is_a_number():
+    assert float(keras_yogi.Adam(np.array(0.5)).learning_rate) == 0.5
+    with pytest.raises(ValueError, match="`learning_rate` must be"):
+        keras_yogi.Adam(np.array([0.5]))
+
+
+def test_a_callable_is_a_learning_rate_and_a_class_is_not():
+    assert float(keras_yogi.Adam(lambda: 0.25).learning_rate) == 0.25
+    with pytest.raises(ValueError, match="`learning_rate` must be"):
+        keras_yogi.Adam(keras.optimizers.schedules.ExponentialDecay)
+
+
+GOOD = [
+    *(("ema_momentum", good) for good in [0, 0.5, 1]),
+    *(("ema_overwrite_frequency", good) for good in [1, 2, np.int64(1000)]),
+    *(("gradient_accumulation_steps", good) for good in [2, 3, 1000]),
+    *((name, 0) for name in ["learning_rate", "epsilon", "weight_decay", "beta_1", "beta_2"]),
+    *((name, 1e-30) for name in ["clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"]),
+    ("name", "mine"),
+    ("sparse_update", "lazy"),
+]
+
+
+@pytest.mark.parametrize("optimizer", BOTH)
+@pytest.mark.parametrize(("name", "good"), GOOD)
+def test_a_value_at_the_bound_is_taken(optimizer, name, good):
+    averages = {"use_ema": True} if name.startswith("ema") else {}
+    assert optimizer(**{name: good}, **averages).get_config()[name] == good
 
 
 @pytest.mark.parametrize("optimizer", BOTH)

@@ -7,18 +7,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contract import DEFAULT_CASES, LEARNING_RATE, PLAIN_CASES, KerasReference
+from contract import LEARNING_RATE, KerasReference, default_case, plain_case
 
 BATCHES, BATCH = 20, 8
 random = np.random.default_rng(21)
 X = random.normal(size=(BATCHES * BATCH, 3)).astype("float32")
 Y = (X @ [[1.0], [-2.0], [0.5]] + 3.0 + random.normal(size=(len(X), 1))).astype("float32")
 KERNEL = np.array([[0.25], [-0.5], [0.75]])
-
-plain_case = pytest.mark.parametrize("case", PLAIN_CASES.values(), ids=PLAIN_CASES)
-# Where only the engine matters, and a test is long.
-YOGIS = {name: case for name, case in PLAIN_CASES.items() if name.startswith("yogi")}
-default_case = pytest.mark.parametrize("case", DEFAULT_CASES.values(), ids=DEFAULT_CASES)
 
 
 class LinearRegression(keras.Sequential):
@@ -228,9 +223,9 @@ def growth(step, steps):
 
 
 @pytest.mark.parametrize(
-    ("compiled", "steps"), [(lambda f: f, 1000), (tf.function, 2000)], ids=["eager", "graph"]
+    ("compiled", "steps"), [(lambda f: f, 500), (tf.function, 2000)], ids=["eager", "graph"]
 )
-@pytest.mark.parametrize("case", YOGIS.values(), ids=YOGIS)
+@plain_case
 def test_many_steps_leak_nothing(case, compiled, steps):
     _, step = small_step(case, compiled)
     one = tf.constant(1.0)

@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import _training_job as jobs
 import keras
@@ -410,3 +412,29 @@ def test_a_cloned_model_has_a_fresh_optimizer(ours):
     assert_unchanged(state(fresh), state(clone.optimizer))
     assert_of_use(clone.optimizer)
     assert_unchanged(before, state(model.optimizer))
+
+
+def test_the_code_of_the_documentation(tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "state.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert int(names["model"].optimizer.iterations) == 2
+
+
+def test_half_a_backup_is_survived_with_two_alone(tmp_path):
+    """As a kill in the middle of writing leaves it: the reason for `double_checkpoint=True`."""
+    for double in (False, True):
+        folder = tmp_path / str(double)
+        options = dict(backup_dir=str(folder), save_freq=1, double_checkpoint=double)
+        backup = keras.callbacks.BackupAndRestore(**options, delete_checkpoint=False)
+        jobs.train(jobs.compiled("yogi"), callbacks=[backup])
+        newest = folder / "latest.weights.h5"
+        newest.write_bytes(newest.read_bytes()[:1000])
+        again = [keras.callbacks.BackupAndRestore(**options)]
+        if double:
+            jobs.train(jobs.compiled("yogi"), 2 * jobs.EPOCHS, callbacks=again)
+        else:
+            with pytest.raises(OSError, match="truncated file"):
+                jobs.train(jobs.compiled("yogi"), 2 * jobs.EPOCHS, callbacks=again)

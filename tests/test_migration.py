@@ -2,192 +2,15 @@
 
 import json
 import re
-import shutil
-import tempfile
-from pathlib import Path
 
 import h5py
 import keras
 import numpy as np
 import pytest
+from tfa_files import CONFIG, GOLDEN, dense, golden_copy, my_error, wrapped
 
 import keras_yogi
 from keras_yogi.migration import load_tfa
-
-GOLDEN = Path(__file__).parent / "golden_tfa"
-
-# tfa.optimizers.Yogi(0.02, beta1=0.8, epsilon=1e-4).get_config() after training: float32 decimals
-CONFIG = {
-    "name": "Yogi",
-    "learning_rate": 0.019999999552965164,
-    "decay": 0.0,
-    "beta1": 0.800000011920929,
-    "beta2": 0.9990000128746033,
-    "epsilon": 9.999999747378752e-05,
-    "l1_regularization_strength": 0.0,
-    "l2_regularization_strength": 0.0,
-    "activation": "sign",
-    "initial_accumulator_value": 1e-06,
-}
-SCHEDULE = {
-    "class_name": "ExponentialDecay",
-    "config": {
-        "initial_learning_rate": 0.02,
-        "decay_steps": 5,
-        "decay_rate": 0.9,
-        "staircase": False,
-        "name": None,
-    },
-}
-
-
-# An optimizer config
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        CONFIG,
-        {"class_name": "Addons>Yogi", "config": CONFIG},
-        {"class_name": "Yogi", "config": CONFIG},
-        {  # tf.keras.optimizers.serialize
-            "module": "tensorflow_addons.optimizers.yogi",
-            "class_name": "Yogi",
-            "config": CONFIG,
-            "registered_name": "Addons>Yogi",
-        },
-    ],
-)
-def test_config_is_taken_over_as_it_is(config):
-    before = json.dumps(config)
-    optimizer = load_tfa(config)
-    assert type(optimizer) is keras_yogi.Yogi
-    ours = optimizer.get_config()
-    expected = {
-        "name": "Yogi",
-        "learning_rate": float(np.float32(0.02)),
-        "beta_1": 0.800000011920929,
-        "beta_2": 0.9990000128746033,
-        "epsilon": 9.999999747378752e-05,
-        "epsilon_hat": True,
-        "l1_regularization_strength": 0.0,
-        "l2_regularization_strength": 0.0,
-        "activation": "sign",
-        "initial_accumulator_value": 1e-06,
-        "weight_decay": None,
-    }
-    assert {name: ours[name] for name in expected} == expected
-    assert json.dumps(config) == before
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        ({"beta1": 0.0}, {"beta_1": 0.0}),
-        ({"beta2": 0.9}, {"beta_2": 0.9}),
-        ({"activation": "tanh"}, {"activation": "tanh"}),
-        ({"initial_accumulator_value": 1.0}, {"initial_accumulator_value": 1.0}),
-        ({"l1_regularization_strength": 0.1}, {"l1_regularization_strength": 0.1}),
-        ({"l2_regularization_strength": 0.1}, {"l2_regularization_strength": 0.1}),
-        ({"clipnorm": 1.0}, {"clipnorm": 1.0}),
-        ({"clipvalue": 1.0}, {"clipvalue": 1.0}),
-        ({"global_clipnorm": 1.0}, {"global_clipnorm": 1.0}),
-        ({"name": "mine"}, {"name": "mine"}),
-    ],
-)
-def test_every_key_has_its_argument(theirs, ours):
-    config = load_tfa(theirs).get_config()
-    assert {name: config[name] for name in ours} == ours
-
-
-def test_missing_keys_have_the_defaults_of_tensorflow_addons():
-    config = load_tfa({}).get_config()
-    assert config["learning_rate"] == float(np.float32(0.01))
-    assert [config[name] for name in ("beta_1", "beta_2", "epsilon")] == [0.9, 0.999, 1e-3]
-    assert (config["initial_accumulator_value"], config["activation"]) == (1e-6, "sign")
-
-
-@pytest.mark.parametrize("extra", [{}, {"module": "keras.optimizers.schedules"}])
-def test_schedule(extra):
-    optimizer = load_tfa({**CONFIG, "learning_rate": {**SCHEDULE, **extra}})
-    for step in (0, 1, 7):
-        optimizer.iterations.assign(step)
-        # 1e-6: the schedule computes in float32
-        np.testing.assert_allclose(optimizer.learning_rate, 0.02 * 0.9 ** (step / 5), rtol=1e-6)
-
-
-def test_decay_divides_the_learning_rate():
-    optimizer = load_tfa({**CONFIG, "learning_rate": 0.5, "decay": 0.25})
-    for step in (0, 1, 2, 10, 1000):
-        optimizer.iterations.assign(step)
-        # 1e-6: the schedule computes in float32
-        np.testing.assert_allclose(optimizer.learning_rate, 0.5 / (1 + 0.25 * step), rtol=1e-6)
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class Halving(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that Keras does not have."""
-
-    def __call__(self, step):
-        return 0.5 ** keras.ops.cast(step, "float32")
-
-    def get_config(self):
-        return {}
-
-
-def test_schedule_of_the_user():
-    config = {"learning_rate": {"class_name": "Halves", "config": {}}}
-    assert isinstance(load_tfa(config, {"Halves": Halving})._learning_rate, Halving)
-    config = {"learning_rate": {"class_name": "tests>Halving", "config": {}}}
-    assert isinstance(load_tfa(config)._learning_rate, Halving)
-
-
-YOGI = {"class_name": "Addons>Yogi", "config": CONFIG}
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({**CONFIG, "beta_1": 0.9}, r"no keys but name, .*Received: \{'beta_1': 0.9\}"),
-        ({**CONFIG, "amsgrad": True}, "Received: {'amsgrad': True}"),
-        ({**CONFIG, "skip_nonfinite": True}, "Received: {'skip_nonfinite': True}"),
-        ({"class_name": "Adam", "config": {}}, r"must be tfa.optimizers.Yogi .*Received: 'Adam'"),
-        ({"class_name": "Addons>LAMB", "config": {}}, "Received: 'Addons>LAMB'"),
-        ({"class_name": None, "config": {}}, "Received: None"),
-        ({"class_name": "Yogi", "config": 3}, "`config` must be a dict.*Received: config=3"),
-        ({"class_name": "Yogi"}, "`config` must be a dict.*Received: config=None"),
-        (
-            {"class_name": "Addons>Lookahead", "config": {"optimizer": YOGI, "sync_period": 6}},
-            "Received: 'Addons>Lookahead' around 'Addons>Yogi'",
-        ),
-        (
-            {"class_name": "Addons>MovingAverage", "config": {"optimizer": YOGI}},
-            "Received: 'Addons>MovingAverage' around 'Addons>Yogi'",
-        ),
-        (
-            {"class_name": "LossScaleOptimizer", "config": {"inner_optimizer": YOGI}},
-            "Received: 'LossScaleOptimizer' around 'Addons>Yogi'",
-        ),
-        ({**CONFIG, "beta1": 1.0}, r"`beta_1` must be .*\[0, 1\).*1.0"),
-        ({**CONFIG, "activation": "relu"}, "`activation` must be .*'relu'"),
-        ({**CONFIG, "decay": -1.0}, "`decay` must be .*-1.0"),
-        (
-            {**CONFIG, "learning_rate": SCHEDULE, "decay": 0.1},
-            "`learning_rate beside decay` must be a number",
-        ),
-        (
-            {**CONFIG, "learning_rate": {"class_name": "Addons>Cyclical", "config": {}}},
-            r"learning_rate=.*a schedule \(unknown: Addons>Cyclical\).*`custom_objects`",
-        ),
-        ({**CONFIG, "learning_rate": {"class_name": "CosineDecay"}}, "a schedule .*config"),
-        (3, r"`path_or_config` must be a path or an optimizer config. Received: .*=3"),
-        (None, "`path_or_config` must be"),
-    ],
-)
-def test_config_that_is_refused(config, message):
-    with pytest.raises(ValueError, match=message):
-        load_tfa(config)
-
 
 # Files of TensorFlow Addons
 
@@ -333,13 +156,6 @@ def test_goes_through_a_keras_file(name, tmp_path):
     assert recording.error_of(keras.models.load_model(tmp_path / "model.keras")) < ROUNDING
 
 
-def golden_copy(path, change=None):
-    shutil.copyfile(GOLDEN / "tfa_model.h5", path)
-    if change:
-        with h5py.File(path, "a") as file:
-            change(file)
-
-
 def as_nested(file, class_name):
     """Makes the two layers the one layer of a functional model, as Keras 2 saves that."""
     inner = json.loads(file.attrs["model_config"])["config"]
@@ -469,10 +285,6 @@ def test_many_long_names(tmp_path):
         np.testing.assert_array_equal(velocity, slots[variable.path, "v"])
 
 
-def dense():
-    return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")])
-
-
 def test_file_without_a_suffix(tmp_path):
     legacy_file(tmp_path / "model.h5", dense())
     (tmp_path / "model.h5").rename(tmp_path / "checkpoint")
@@ -483,10 +295,6 @@ def training_config(path, **changes):
     with h5py.File(path, "a") as file:
         config = {**json.loads(file.attrs["training_config"]), **changes}
         file.attrs["training_config"] = json.dumps(config)
-
-
-def wrapped(function, name="metric"):
-    return {"class_name": "MeanMetricWrapper", "config": {"name": name, "fn": function}}
 
 
 LOSSES = {
@@ -522,10 +330,6 @@ def test_losses_as_keras_2_wrote_them(class_name, tmp_path):
     )
     value = np.mean(expected(y, model.predict(x, verbose=0)))
     np.testing.assert_allclose(model.evaluate(x, y, verbose=0), value, rtol=1e-6)  # float32
-
-
-def my_error(y_true, y_pred):
-    return keras.ops.mean(keras.ops.abs(y_true - y_pred) ** 3, axis=-1)
 
 
 def test_metrics_as_keras_2_wrote_them(tmp_path):
@@ -568,236 +372,4 @@ class Doubling(keras.layers.Layer):
 def test_layer_of_the_user(tmp_path):
     legacy_file(tmp_path / "model.h5", keras.Sequential([keras.Input((3,)), Doubling()]))
     with pytest.raises(ValueError, match=r"Keras cannot load its layers .*Doubling.*custom_obj"):
-        load_tfa(tmp_path / "model.h5")
-
-
-# Refused files
-
-
-def without_attribute(name):
-    return lambda file: file.attrs.__delitem__(name)
-
-
-def with_attribute(name, value):
-    return lambda file: file.attrs.__setitem__(name, value)
-
-
-def without_optimizer_weights(file):
-    del file["optimizer_weights"]
-
-
-def without_layers(file):
-    del file["model_weights/hidden"]
-
-
-def with_lost_slot(file):
-    del file["optimizer_weights/Yogi/out/bias/m:0"]
-
-
-def with_slots(change):
-    def apply(file):
-        state = file["optimizer_weights"]
-        names = list(state.attrs["weight_names"])
-        state.attrs["weight_names"] = change(state, names)
-
-    return apply
-
-
-def with_reshaped_slot(state, names):
-    del state["Yogi/out/kernel/v:0"]
-    state["Yogi/out/kernel/v:0"] = np.zeros((1, 4), "float32")  # as many numbers
-    return names
-
-
-def with_slot_of_a_stranger(state, names):
-    state["Yogi/other/kernel/v:0"] = np.zeros((4, 1), "float32")
-    return [*names, "Yogi/other/kernel/v:0"]
-
-
-def with_slot_twice(state, names):
-    state["out/kernel/v:0"] = np.zeros((4, 1), "float32")
-    return [*names, "out/kernel/v:0"]
-
-
-def compiled_with(optimizer_config):
-    def change(file):
-        config = json.loads(file.attrs["training_config"])
-        config["optimizer_config"] = optimizer_config
-        file.attrs["training_config"] = json.dumps(config)
-
-    return change
-
-
-def compiled(**changes):
-    def change(file):
-        config = {**json.loads(file.attrs["training_config"]), **changes}
-        file.attrs["training_config"] = json.dumps(config)
-
-    return change
-
-
-ALONE = r"keras.models.load_model\(path, compile=False\).*load_tfa\(config\)"
-AGAIN = "save it again as a whole"
-
-
-@pytest.mark.parametrize(
-    ("change", "found", "remedy"),
-    [
-        (without_attribute("model_config"), "no `model_config`", AGAIN),
-        (without_attribute("training_config"), "no `training_config`: .*without its opt", ALONE),
-        (with_attribute("model_config", "{"), "damaged", AGAIN),
-        (with_attribute("model_config", "3"), "no `model_config`", AGAIN),
-        (with_attribute("training_config", "[]"), "optimizer cannot be taken over", ALONE),
-        (without_optimizer_weights, "no optimizer weights: .*compiled, but never", ALONE),
-        (without_layers, "damaged", AGAIN),
-        (with_lost_slot, "damaged", AGAIN),
-        (with_slots(lambda _, names: names[:-1]), r"not in the file: \['out/bias/m'\]", ALONE),
-        (with_slots(lambda _, names: names[1:]), r"not in the file: \['iter'\]", ALONE),
-        (with_slots(with_reshaped_slot), r"not expected: \['Yogi/out/kernel/v:0 \(1, 4\)", ALONE),
-        (with_slots(with_slot_of_a_stranger), r"not expected: \['Yogi/other/kernel/v:0", ALONE),
-        (with_slots(with_slot_twice), r"not expected: \['out/kernel/v:0", ALONE),
-        (compiled_with({"class_name": "Adam", "config": {}}), "Received: 'Adam'", ALONE),
-        (compiled_with({**YOGI, "class_name": "Addons>LAMB"}), "Received: 'Addons>LAMB'", ALONE),
-        (
-            compiled_with({"class_name": "Addons>Lookahead", "config": {"optimizer": YOGI}}),
-            "Received: 'Addons>Lookahead' around 'Addons>Yogi'",
-            ALONE,
-        ),
-        (compiled_with({**YOGI, "config": {**CONFIG, "beta1": 0.0}}), "/m:0", ALONE),
-        (compiled_with({**YOGI, "config": {**CONFIG, "new": 1}}), "{'new': 1}", ALONE),
-        (compiled_with(CONFIG), "`config` must be a dict", ALONE),
-        (compiled(loss="my_error"), "loss or metrics .*my_error", "`custom_objects`"),
-        (compiled(loss=wrapped("my_error")), "loss or metrics", "`custom_objects`"),
-        (compiled(metrics=[[wrapped("my_error")]]), "my_error", "`custom_objects`"),
-        (
-            compiled(metrics=[[{"class_name": "Mine", "config": {"name": "mine"}}]]),
-            "unknown: Mine",
-            "`custom_objects`",
-        ),
-    ],
-)
-def test_file_that_is_refused(change, found, remedy, tmp_path):
-    golden_copy(tmp_path / "model.h5", change)
-    with pytest.raises(ValueError, match=f"(?s)model.h5 cannot be loaded: .*{found}.*{remedy}"):
-        load_tfa(tmp_path / "model.h5")
-
-
-def test_weights_file_is_refused(tmp_path):
-    dense().save_weights(tmp_path / "model.weights.h5")
-    with pytest.raises(ValueError, match="no `model_config`: it holds weights alone"):
-        load_tfa(tmp_path / "model.weights.h5")
-
-
-def test_keras_file_is_refused(tmp_path):
-    dense().save(tmp_path / "model.keras")
-    with pytest.raises(ValueError, match=r"a zip archive, such as a `.keras` file"):
-        load_tfa(tmp_path / "model.keras")
-
-
-def test_directory_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="it is a directory"):
-        load_tfa(tmp_path)
-
-
-def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"must name a file. Received: .*none.h5"):
-        load_tfa(tmp_path / "none.h5")
-
-
-def test_text_file_is_refused(tmp_path):
-    (tmp_path / "model.h5").write_text("a model")
-    with pytest.raises(ValueError, match="not an HDF5 file") as caught:
-        load_tfa(tmp_path / "model.h5")
-    assert isinstance(caught.value.__cause__, OSError)
-
-
-def test_truncated_file_is_refused(tmp_path):
-    whole = (GOLDEN / "tfa_model.h5").read_bytes()
-    size = len(whole)
-    path = tmp_path / "model.h5"
-    for length in [*range(0, 16), *range(16, size, 397), *range(size - 8, size)]:
-        path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="cut short or damaged") as caught:
-            load_tfa(path)
-        assert isinstance(caught.value.__cause__, OSError)
-
-
-def test_cause_is_kept(tmp_path):
-    golden_copy(tmp_path / "model.h5", with_attribute("model_config", "{"))
-    with pytest.raises(ValueError, match="damaged") as caught:
-        load_tfa(tmp_path / "model.h5")
-    assert isinstance(caught.value.__cause__, json.JSONDecodeError)
-
-
-@pytest.mark.parametrize(
-    "change", [None, with_slots(with_reshaped_slot), compiled(loss="unknown"), without_layers]
-)
-def test_nothing_is_left_behind(change, tmp_path, monkeypatch):
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    path = tmp_path / "model.h5"
-    golden_copy(path, change)
-    content, known = path.read_bytes(), dict(keras.saving.get_custom_objects())
-    try:
-        load_tfa(path, {"my_error": my_error})
-    except ValueError:
-        assert change
-    assert path.read_bytes() == content
-    assert keras.saving.get_custom_objects() == known
-    assert keras.saving.get_registered_object("my_error") is None
-    assert not list((tmp_path / "temporary").iterdir())
-
-
-# Lambda layers
-
-RUN = []
-
-
-def lambda_config(function):
-    """Of a file whose Lambda layer stores `function` as Keras 2 does, as bytecode."""
-    layer = keras.layers.Lambda(function, output_shape=(4,), name="lambda").get_config()
-    code = layer["function"]["config"]
-    layer |= {"function": [code["code"], None, None], "function_type": "lambda", "module": "m"}
-    return {"class_name": "Lambda", "config": layer}
-
-
-def with_lambda(nested):
-    def change(file):
-        model = json.loads(file.attrs["model_config"])
-        layer = lambda_config(lambda x: __import__("test_migration").RUN.append(1) or x)
-        if nested:
-            config = {"name": "inner", "layers": [layer]}
-            layer = {"class_name": "Sequential", "config": config}
-        model["config"]["layers"].insert(2, layer)
-        file.attrs["model_config"] = json.dumps(model)
-        weights = file["model_weights"]
-        name = layer["config"]["name"]
-        weights.create_group(name).attrs["weight_names"] = np.array([], "S1")
-        names = list(weights.attrs["layer_names"])
-        weights.attrs["layer_names"] = [names[0], name, names[1]]
-
-    return change
-
-
-@pytest.mark.parametrize("nested", [False, True])
-def test_lambda_layer_runs_only_on_request(nested, tmp_path):
-    RUN.clear()
-    golden_copy(tmp_path / "model.h5", with_lambda(nested))
-    with pytest.raises(ValueError, match=r"it has a Lambda layer.*`safe_mode=False`"):
-        load_tfa(tmp_path / "model.h5")
-    assert not RUN
-    model = load_tfa(tmp_path / "model.h5", safe_mode=False)
-    twin = load_tfa(GOLDEN / "tfa_model.h5")
-    x = np.ones((2, 3))
-    np.testing.assert_array_equal(model.predict(x, verbose=0), twin.predict(x, verbose=0))
-    assert RUN
-
-
-def test_lambda_among_the_metrics_is_refused(tmp_path):
-    code = lambda_config(lambda y, z: y)["config"]["function"]
-    golden_copy(
-        tmp_path / "model.h5",
-        compiled(loss={"class_name": "__lambda__", "config": {"value": code}}),
-    )
-    with pytest.raises(ValueError, match="it has a Lambda layer"):
         load_tfa(tmp_path / "model.h5")

@@ -1,5 +1,7 @@
 """`warm_start`: v₀ is the squared gradient of one large batch, and v̂ is v from then on."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -148,6 +150,32 @@ def test_mixed_precision():
     # gradients of float16 activations: 10 bits
     assert_is_squared(velocities(model, model.optimizer.inner_optimizer), gradients, rtol=2e-2)
     assert np.isfinite(model.fit(x, y, verbose=0).history["loss"][0])
+
+
+def test_a_batch_that_overflows_float16_is_told_of():
+    """Keras leaves it out. With a smaller loss scale, as the warning says, it counts."""
+    x, y = data()
+    y[:16] *= 64  # only there do gradients times 2¹¹ pass 65504
+
+    def warm_started(initial_scale):
+        keras.config.set_dtype_policy("mixed_float16")
+        try:
+            optimizer = keras_yogi.Yogi()
+            scaled = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=initial_scale)
+            model = compiled(scaled, jit_compile=False)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        keras_yogi.warm_start(model, x, y, batch_size=16)
+        return velocities(model, optimizer)
+
+    model = compiled(keras_yogi.Yogi())
+    without_it = gradients_by_hand(model, x[16:], y[16:])
+    message = r"used 7 batches and left others out.* scale of 2048\.0 .*of 1024\.0 or less"
+    with pytest.warns(UserWarning, match=message):
+        assert_is_squared(warm_started(2.0**11), without_it, rtol=2e-2)  # 10 bits
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="`warm_start`")
+        assert_is_squared(warm_started(2.0**6), gradients_by_hand(model, x, y), rtol=2e-2)
 
 
 def save_keras(model, path):

@@ -56,7 +56,7 @@ class NoBiasCorrection:
 class EpsilonInsideTheRoot:
     def new_values(self, gradient, weights, slots, scalars):
         m = rules.moving_average(slots[0], gradient, self.beta_1)
-        (v,) = self.second_moments(gradient, *slots[1:])
+        (v,) = self.second_moments(gradient, m, *slots[1:])
         root = ops.sqrt(v / scalars.correction_2 + self.epsilon)
         return weights - scalars.learning_rate * m / scalars.correction_1 / root, (m, v)
 
@@ -77,25 +77,25 @@ class NoMomentum:
 
 
 class VelocityNeverMoves:
-    def second_moments(self, gradient, velocity, *others):
+    def second_moments(self, gradient, momentum, velocity, *others):
         return (velocity, *others)
 
 
 class OtherRulesVelocity:
     """Adam's velocity in Yogi, Yogi's in Adam."""
 
-    def second_moments(self, gradient, velocity, *others):
+    def second_moments(self, gradient, momentum, velocity, *others):
         other = rules.adam_velocity if isinstance(self, keras_yogi.Yogi) else rules.yogi_velocity
         return (other(velocity, gradient, self.beta_2),)
 
 
 class NoSign:
-    def second_moments(self, gradient, velocity, *others):
+    def second_moments(self, gradient, momentum, velocity, *others):
         return (velocity + (1 - self.beta_2) * ops.square(gradient),)
 
 
 class OtherSign:
-    def second_moments(self, gradient, velocity, *others):
+    def second_moments(self, gradient, momentum, velocity, *others):
         square = ops.square(gradient)
         return (ops.abs(velocity - (1 - self.beta_2) * ops.sign(square - velocity) * square),)
 

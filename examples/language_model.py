@@ -1,0 +1,379 @@
+"""A language model with a large embedding, trained by Adam and by Yogi, exact and lazy.
+
+The next byte of the Python standard library's own source is predicted from the bytes before it by a
+small transformer. Its input is a sum of embeddings: of the last byte, the last two, …, the last
+five, hashed into one table of 262,144 rows. A batch touches few of the rows, and most of them
+seldom: the gradient is sparse and heavy-tailed, which is where Yogi is said to help, and where
+`sparse_update="lazy"` leaves all other rows, their slots included, alone.
+
+Yogi runs once more from v₀ = 0: its default v₀, 1e-6, is far above the square of a gradient that is
+averaged over 2,048 bytes. Each contender gets the learning rate, out of a grid, with the lowest
+validation perplexity on a seed that is not reported. Within a seed all start from the same weights
+and see the same batches.
+
+    python examples/language_model.py            about 8 minutes on 2 cores
+    python examples/language_model.py --quick    seconds: a few steps and a small table
+
+Perplexity is exp(cross-entropy) a byte: 256 for a guess, 1 for certainty; in validation, of modules
+that are not trained on. Seconds are steps times the median time of a step, without the first, which
+compiles. The text is that of the Python that runs the example: the results name its SHA-256.
+"""
+
+import argparse
+import hashlib
+import math
+import os
+import sysconfig
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up messages
+
+import _shared as shared
+import keras
+import numpy as np
+from keras import layers, ops
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import keras_yogi
+
+# Modules that every supported Python has, each in one file.
+TRAINING_MODULES = """
+    argparse ast asyncio/base_events bdb calendar codecs configparser contextlib dataclasses dis
+    doctest enum fractions functools gettext heapq html/parser http/client imaplib inspect
+    ipaddress locale mailbox ntpath optparse os pdb pickle pickletools platform plistlib
+    posixpath pprint pstats pydoc random shlex shutil smtplib socket ssl statistics tarfile
+    tempfile threading tokenize traceback typing unittest/mock urllib/request warnings
+    webbrowser
+"""
+VALIDATION_MODULES = "difflib subprocess textwrap"
+
+BYTES = 256
+LONGEST = 5  # bytes that an embedding stands for
+WIDTH, HEADS = 64, 4
+WINDOW, BATCH_SIZE = 64, 32  # bytes of a sequence, sequences of a batch
+VALIDATION_WINDOWS, VALIDATION_BATCH = 256, 128
+SELECTION_SEED = 1000  # decides the learning rates, and is not reported
+
+
+class Size(NamedTuple):
+    rows: int  # of the table
+    steps: int
+    every: int  # steps from one validation to the next
+    learning_rates: tuple[float, ...]
+
+
+RATES = (3e-3, 1e-2, 3e-2)
+FULL = Size(rows=262_144, steps=320, every=40, learning_rates=RATES)
+QUICK = Size(rows=8_192, steps=20, every=10, learning_rates=RATES[1:2])
+
+
+class Contender(NamedTuple):
+    """What is compared: an optimizer, and what it is made with; else its defaults."""
+
+    optimizer: type
+    arguments: dict[str, Any]
+    color: str
+    linewidth: float
+
+
+EXACT, LAZY = {"sparse_update": "exact"}, {"sparse_update": "lazy"}
+FROM_ZERO = {"initial_accumulator_value": 0.0}
+CONTENDERS = {  # Okabe and Ito's colours
+    "Adam, exact": Contender(keras_yogi.Adam, EXACT, "#56B4E9", 4.0),
+    "Adam, lazy": Contender(keras_yogi.Adam, LAZY, "#0072B2", 1.8),
+    "Yogi, exact": Contender(keras_yogi.Yogi, EXACT, "#E69F00", 4.0),
+    "Yogi, lazy": Contender(keras_yogi.Yogi, LAZY, "#D55E00", 1.8),
+    "Yogi from v₀ = 0, exact": Contender(keras_yogi.Yogi, EXACT | FROM_ZERO, "#CC79A7", 1.8),
+}
+COMPARISONS = (
+    ("Yogi, exact", "Adam, exact"),
+    ("Yogi from v₀ = 0, exact", "Adam, exact"),
+    ("Yogi, lazy", "Adam, lazy"),
+    ("Adam, lazy", "Adam, exact"),
+    ("Yogi, lazy", "Yogi, exact"),
+)
+
+
+# Data
+
+
+class Text(NamedTuple):
+    content: np.ndarray  # of uint8
+    rows: np.ndarray  # (bytes, LONGEST): of the table, for what ends at each byte
+    sha256: str
+
+
+def source(modules: str, table_rows: int) -> Text:
+    folder = Path(sysconfig.get_path("stdlib"))
+    content = b"".join((folder / f"{module}.py").read_bytes() for module in modules.split())
+    array = np.frombuffer(content, "uint8")
+    return Text(array, hashed_endings(array, table_rows), hashlib.sha256(content).hexdigest())
+
+
+def hashed_endings(content: np.ndarray, table_rows: int) -> np.ndarray:
+    """For the last 1, 2, …, LONGEST bytes up to each byte: a row of the table.
+
+    Multiplied by an odd constant and shifted, as in Fibonacci hashing: every ending of every
+    length has a row that looks drawn at random, and some endings share one.
+    """
+    mixed, by_length = np.zeros(len(content), "uint64"), []
+    for length in range(1, LONGEST + 1):
+        byte = np.zeros(len(content), "uint64")  # before the text: 0, which is no byte + 1
+        byte[length - 1 :] = content[: len(content) - length + 1].astype("uint64") + 1
+        mixed = (mixed + byte) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+        by_length.append((mixed >> np.uint64(20)) % np.uint64(table_rows))
+    return np.stack(by_length, axis=1).astype("int32")
+
+
+def windows(text: Text, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs (windows, WINDOW, LONGEST) and targets (windows, WINDOW): the byte after each."""
+    positions = starts[:, None] + np.arange(WINDOW)
+    return text.rows[positions], text.content[positions + 1].astype("int32")
+
+
+def batches(text: Text, steps: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    generator = np.random.default_rng(seed)
+    for _ in range(steps):
+        yield windows(text, generator.integers(len(text.content) - WINDOW, size=BATCH_SIZE))
+
+
+def validation_windows(text: Text) -> tuple[np.ndarray, np.ndarray]:
+    """Evenly spread over the text."""
+    last = len(text.content) - WINDOW - 1
+    return windows(text, np.linspace(0, last, VALIDATION_WINDOWS).astype(int))
+
+
+# Training
+
+
+def language_model(table_rows: int) -> keras.Model:
+    """One transformer block over the sum of the embeddings, which say where a byte stands."""
+    inputs = keras.Input((WINDOW, LONGEST), dtype="int32")
+    x = ops.sum(layers.Embedding(table_rows, WIDTH, name="table")(inputs), axis=2)
+    y = layers.LayerNormalization()(x)
+    x += layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(y, y, use_causal_mask=True)
+    y = layers.LayerNormalization()(x)
+    x += layers.Dense(WIDTH)(layers.Dense(4 * WIDTH, activation="gelu")(y))
+    return keras.Model(inputs, layers.Dense(BYTES)(layers.LayerNormalization()(x)))
+
+
+class Run(NamedTuple):
+    """Perplexities by step, the training's over the steps since the one before."""
+
+    training: list[float]
+    validation: list[float]
+    milliseconds: list[float]  # of every step but the first
+
+
+class Trainer:
+    """A contender's model, compiled once; every run starts it afresh."""
+
+    def __init__(self, contender: Contender, texts: dict[str, Text], size: Size) -> None:
+        self.texts, self.size = texts, size
+        self.validation = validation_windows(texts["validation"])
+        self.model = language_model(size.rows)
+        self.model.compile(
+            contender.optimizer(**contender.arguments),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        self.model.optimizer.build(self.model.trainable_variables)
+        self.first_state = [v.numpy() for v in self.model.optimizer.variables]
+
+    def run(self, learning_rate: float, seed: int, bar: tqdm) -> Run:
+        """The seed decides the first weights and the batches."""
+        model, size = self.model, self.size
+        keras.utils.set_random_seed(seed)
+        model.set_weights(language_model(size.rows).get_weights())
+        model.optimizer.set_weights(self.first_state)
+        model.optimizer.learning_rate = learning_rate
+        run, losses = Run([], [], []), []
+        batches_of_run = batches(self.texts["training"], size.steps, seed)
+        for step, (x, y) in enumerate(batches_of_run, start=1):
+            started = time.perf_counter()
+            model.reset_metrics()
+            losses.append(float(model.train_on_batch(x, y)))
+            if step > 1:
+                run.milliseconds.append(1000 * (time.perf_counter() - started))
+            if step % size.every == 0:
+                loss = model.evaluate(*self.validation, VALIDATION_BATCH, verbose=0)
+                run.validation.append(perplexity(loss))
+                run.training.append(perplexity(np.mean(losses[-size.every :])))
+            bar.update()
+        return run
+
+
+def perplexity(cross_entropy: float) -> float:
+    """Infinite, not an error, for a run that has diverged."""
+    return float(np.exp(np.minimum(cross_entropy, 700.0)))
+
+
+def best_rate(final_perplexities: dict[float, float]) -> float:
+    """The learning rate with the lowest perplexity; NaN is worse than any other."""
+    return min(
+        final_perplexities, key=lambda rate: np.nan_to_num(final_perplexities[rate], nan=math.inf)
+    )
+
+
+def train_all(
+    texts: dict[str, Text], size: Size, options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Per contender: the grid on the seed of its own, and one run a seed at the rate that won."""
+    trainers = {name: Trainer(contender, texts, size) for name, contender in CONTENDERS.items()}
+    runs = len(CONTENDERS) * (len(size.learning_rates) + options.seeds)
+    results: dict[str, dict[str, Any]] = {}
+    # disable=None: no bar where standard error is not a terminal.
+    with tqdm(total=runs * size.steps, unit="step", disable=None) as bar:
+        for name, trainer in trainers.items():
+            bar.set_description(f"{name}, learning rates")
+            grid = {
+                rate: trainer.run(rate, SELECTION_SEED, bar).validation[-1]
+                for rate in size.learning_rates
+            }
+            results[name] = {"learning_rate": best_rate(grid), "grid": grid, "runs": []}
+        for seed in range(options.seeds):  # in turns: a busy minute of the machine hits all four
+            for name, trainer in trainers.items():
+                bar.set_description(f"{name}, seed {seed}")
+                of = results[name]
+                of["runs"].append(trainer.run(of["learning_rate"], seed, bar))
+    return {name: summary(name, of, size, options) for name, of in results.items()}
+
+
+def summary(
+    name: str, of: dict[str, Any], size: Size, options: argparse.Namespace
+) -> dict[str, Any]:
+    """What the JSON file holds of a contender; its mean curves go to TensorBoard."""
+    runs = of.pop("runs")
+    steps = list(range(size.every, size.steps + 1, size.every))
+    curves = {part: [getattr(run, part) for run in runs] for part in ("training", "validation")}
+    means = {f"{part} perplexity": np.mean(values, axis=0) for part, values in curves.items()}
+    shared.write_curves(options.logdir, name, steps, means)
+    milliseconds = float(np.median([run.milliseconds for run in runs]))
+    return {**of, "steps": steps, "milliseconds_per_step": milliseconds, **curves}
+
+
+# Results
+
+
+def rows_touched(text: Text, size: Size) -> dict[str, float]:
+    """How sparse the gradient of the table is, for the batches of seed 0."""
+    of_batches = [np.unique(x) for x, _ in batches(text, size.steps, seed=0)]
+    counts = np.bincount(np.concatenate(of_batches), minlength=size.rows)
+    return {
+        "by_a_batch": float(np.mean([len(rows) for rows in of_batches])),
+        "by_the_run": int(np.sum(counts > 0)),
+        "by_one_batch_only": int(np.sum(counts == 1)),
+    }
+
+
+def final(of: dict[str, Any], part: str) -> list[float]:
+    return [curve[-1] for curve in of[part]]
+
+
+def steps_to(perplexity: float, of: dict[str, Any]) -> float:
+    """Until the mean validation perplexity is reached."""
+    curve = zip(of["steps"], np.mean(of["validation"], axis=0), strict=True)
+    return next((step for step, mean in curve if mean <= perplexity), math.nan)
+
+
+def report_on(
+    results: dict[str, Any], touched: dict[str, float], size: Size, report: shared.Report
+) -> None:
+    report.paragraph(
+        f"Of the table's {size.rows:,} rows, a batch touches {touched['by_a_batch']:,.0f}, and a "
+        f"run of {size.steps} steps {touched['by_the_run']:,}, "
+        f"{touched['by_one_batch_only']:,} of them only once.",
+    )
+    adam, yogi = keras_yogi.Adam().get_config(), keras_yogi.Yogi().get_config()
+    report.paragraph(
+        f"Adam: ε = {adam['epsilon']:g}, v₀ = 0. Yogi: ε = {yogi['epsilon']:g}, "
+        f"v₀ = {yogi['initial_accumulator_value']:g}, unless it says another."
+    )
+    report.table(
+        f"Final validation perplexity by learning rate (seed {SELECTION_SEED})",
+        ["optimizer", *(f"{rate:g}" for rate in size.learning_rates)],
+        [
+            [name, *(f"{perplexity:.3f}" for perplexity in of["grid"].values())]
+            for name, of in results.items()
+        ],
+    )
+    # What all of them reach: the end of the one that ends highest.
+    target = max(np.mean(of["validation"], axis=0)[-1] for of in results.values())
+    report.table(
+        f"At the best rate: perplexity after {size.steps} steps, mean of {report.options.seeds} "
+        "seeds (95 % interval)",
+        ["optimizer", "η", "training", "validation", "ms a step", f"steps to {target:.3f}"],
+        [
+            [
+                name,
+                f"{of['learning_rate']:g}",
+                *(shared.with_interval(final(of, part), 3) for part in ("training", "validation")),
+                f"{of['milliseconds_per_step']:.1f}",
+                f"{steps_to(target, of):g}",
+            ]
+            for name, of in results.items()
+        ],
+    )
+    report.table(
+        "Validation perplexity, one less the other, seed by seed: mean (95 % interval)",
+        ["", "difference"],
+        [
+            [
+                f"{one} − {other}",
+                shared.with_interval(
+                    np.subtract(*(final(results[name], "validation") for name in (one, other))), 3
+                ),
+            ]
+            for one, other in COMPARISONS
+        ],
+    )
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    title = "Bytes of Python source: mean over the seeds and its 95 % interval"
+    picture, panels = shared.figure(title, 2)
+    for name, of in results.items():
+        mean, half_width = shared.mean_and_interval(of["validation"])
+        steps = np.array(of["steps"])
+        seconds = steps * of["milliseconds_per_step"] / 1000
+        _, _, color, linewidth = CONTENDERS[name]
+        for axes, x in zip(panels, (steps, seconds), strict=True):
+            axes.plot(x, mean, label=name, color=color, linewidth=linewidth)
+            if half_width is not None:
+                band = mean - half_width, mean + half_width
+                axes.fill_between(x, *band, color=color, alpha=0.2, linewidth=0)
+    panels[0].set(xlabel=f"steps of {BATCH_SIZE * WINDOW:,} bytes", ylabel="validation perplexity")
+    panels[1].set(xlabel="seconds: steps × median time of a step")
+    panels[0].legend(frameon=False)
+    return picture
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = shared.example_parser(__doc__, __file__, seeds=3)
+    options = shared.parse_options(parser, argv)
+    size = QUICK if options.quick else FULL
+    modules = {"training": TRAINING_MODULES, "validation": VALIDATION_MODULES}
+    try:
+        texts = {part: source(names, size.rows) for part, names in modules.items()}
+    except OSError as error:
+        parser.error(f"the standard library's source must be there. Received: {error}")
+    report = shared.Report("A language model with a large embedding", options)
+    results = train_all(texts, size, options)
+    touched = rows_touched(texts["training"], size)
+    report_on(results, touched, size, report)
+    text = {
+        part: {"bytes": len(text.content), "sha256": text.sha256, "modules": modules[part].split()}
+        for part, text in texts.items()
+    }
+    sizes = {"table_rows": size.rows, "batch_size": BATCH_SIZE, "window": WINDOW}
+    report.write(
+        {"text": text, **sizes, "rows_touched": touched, "optimizers": results}, draw(results)
+    )
+
+
+if __name__ == "__main__":
+    main()

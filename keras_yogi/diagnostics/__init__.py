@@ -1,0 +1,1 @@
+"""What an optimizer does inside: figures that are derived from its slots alone."""

@@ -1,0 +1,216 @@
+"""Reads an optimizer's figures: from the slots to one number per variable and per model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_yogi.diagnostics import looks, quantiles
+from keras_yogi.diagnostics.groups import Array, Group, Seen, merged
+from keras_yogi.diagnostics.looks import Look
+from keras_yogi.diagnostics.parts import Part, Progress, names, parts
+from keras_yogi.diagnostics.sampling import THOROUGH, Precision, limit
+from keras_yogi.optimizers import calls
+
+FIGURES = (
+    "weight_norm",
+    "momentum_norm",
+    "velocity_norm",
+    "update_norm",
+    "update_to_weight_ratio",
+    "effective_learning_rate_min",
+    "effective_learning_rate_median",
+    "effective_learning_rate_p99_9",
+    "effective_learning_rate_max",
+    "epsilon_share",
+    "initial_velocity_share",
+    "signal_to_noise_median",
+)
+"""What is told of every variable and of the whole model, in this order."""
+
+_NORMS = dict(zip(looks.SQUARES, FIGURES, strict=False))
+_MEDIAN, _HIGH, _NOISE = FIGURES[6], FIGURES[7], FIGURES[11]
+_numpy = ops.convert_to_numpy
+
+
+@dataclass
+class Reading:
+    """An optimizer's figures at one moment."""
+
+    step: int
+    learning_rates: dict[str, float]  # by optimizer
+    skipped_steps: int
+    names: list[str]
+    of_variables: dict[str, Array]  # by figure
+    told: dict[str, Array]  # by figure: of which variables it can be told
+    of_model: dict[str, float]
+    untouched_rows: dict[int, tuple[int, int]]  # of embeddings, by place: rows, all rows
+    seen: list[tuple[Group, Seen]]
+    places: list[tuple[int, int]]  # of every variable: which of `seen`, and where in it
+
+    def weights_of(self, place: int) -> tuple[Look, float] | None:
+        """What was seen of a variable's sample, and how many weights each of it stands for."""
+        which, own = self.places[place]
+        group, (_, of_weights) = self.seen[which]
+        if of_weights is None:
+            return None
+        part = group.sample.of(own)
+        share = group.sample.sizes[own] / group.sample.counts[own]
+        return Look(*(_numpy(values)[part] for values in of_weights)), float(share)
+
+
+class Gauge:
+    """Reads the figures of one optimizer, again and again."""
+
+    def __init__(self, optimizer: Any, precision: Precision = THOROUGH) -> None:
+        self.parts = parts(optimizer)
+        self.variables = [v for part in self.parts for v in part.variables if np.prod(v.shape)]
+        self.names = names(self.variables)
+        self.missing = [part.missing for part in self.parts if part.missing]
+        self._complete = precision.complete
+        sizes = [int(np.prod(v.shape)) for v in self.variables]
+        most = limit(sizes, precision)
+        self.groups: list[Group] = []
+        where: dict[int, tuple[int, int]] = {}
+        for part in self.parts:
+            dtypes = [keras.backend.standardize_dtype(v.dtype) for v in part.variables]
+            for dtype in sorted(set(dtypes)):
+                own = [
+                    i
+                    for i, v in enumerate(part.variables)
+                    if dtypes[i] == dtype and np.prod(v.shape)
+                ]
+                if not own:
+                    continue
+                computed_in = "float32" if dtype in ("float16", "bfloat16") else dtype
+                self.groups.append(Group(part, computed_in, own, most, precision.compiled))
+                for place, variable in enumerate(self.groups[-1].variables):
+                    where[id(variable)] = len(self.groups) - 1, place
+        self.places = [where[id(v)] for v in self.variables]
+        self._inverse = [
+            [p for p, (which, _) in enumerate(self.places) if which == number]
+            for number in range(len(self.groups))
+        ]
+        self.told = {
+            figure: np.array([figure in _figures_of(self.part_of(p)) for p in range(len(where))])
+            for figure in FIGURES
+        }
+        # What Keras's Embedding calls its table.
+        self._tables = [
+            place
+            for place, v in enumerate(self.variables)
+            if calls.path(v).split("/")[-1].split(":")[0] == "embeddings" and len(v.shape) == 2
+        ]
+
+    def part_of(self, place: int) -> Part:
+        """The optimizer that trains a variable."""
+        return self.groups[self.places[place][0]].part
+
+    def read(self) -> Reading:
+        """The figures now."""
+        progress = {id(part.optimizer): part.progress for part in self.parts}
+        seen = []
+        for group in self.groups:
+            sums, of_weights = group.observe(progress[id(group.part.optimizer)])
+            seen.append((group, Seen({k: _numpy(v) for k, v in sums.items()}, of_weights)))
+        untouched = self._extend_to_all_weights(seen, progress)
+        of_variables = {name: np.full(len(self.names), np.nan) for name in FIGURES}
+        for (group, (sums, of_weights)), places in zip(seen, self._inverse, strict=True):
+            figures = _of_sums(sums, group.sample.sizes)
+            if of_weights is not None:
+                rate = _numpy(of_weights.effective_learning_rate)
+                noise = _numpy(of_weights.signal_to_noise)
+                figures[_MEDIAN], figures[_HIGH] = group.quantiles_of_each(rate, (0.5, 0.999))
+                (figures[_NOISE],) = group.quantiles_of_each(noise, (0.5,))
+            for name, values in figures.items():
+                of_variables[name][places] = values
+        return Reading(
+            max((each.step for each in progress.values()), default=0),
+            {p.optimizer.name: progress[id(p.optimizer)].learning_rate for p in self.parts},
+            sum(each.skipped_steps for each in progress.values()),
+            self.names,
+            of_variables,
+            self.told,
+            _of_model(seen),
+            untouched,
+            seen,
+            self.places,
+        )
+
+    def _extend_to_all_weights(self, seen: list[tuple[Group, Seen]]) -> dict[int, tuple[int, int]]:
+        """Makes the sums of samples those of all weights, and counts rows of embeddings."""
+        for group, (sums, _) in seen:
+            for name in sums.keys() - {"least", "most"}:
+                sums[name] = sums[name] * (group.sample.sizes / group.sample.counts)
+        untouched = {}
+        for place in range(len(self.variables)):
+            which, own = self.places[place]
+            group, (sums, of_weights) = seen[which]
+            is_table = place in self._tables
+            if group.sample.counts[own] == group.sample.sizes[own]:
+                if is_table and of_weights is not None:
+                    rows = _numpy(of_weights.untouched)[group.sample.of(own)]
+                    rows = rows.reshape(self.variables[place].shape).all(axis=1)
+                    untouched[place] = int(rows.sum()), len(rows)
+                continue
+            all_rows, row = self.variables[place].shape if is_table else (0, 1)
+            if self._complete:
+                total, count = group.sums_over_all(
+                    progress[id(group.part.optimizer)], own, int(row)
+                )
+                for name, value in total.items():
+                    sums[name][own] = value
+            elif is_table and of_weights is not None:
+                count = round(float(sums["untouched"][own]) / row)
+            if is_table and of_weights is not None:
+                untouched[place] = count, int(all_rows)
+        return untouched
+
+
+def _figures_of(part: Part) -> list[str]:
+    if part.rule is not None:
+        return list(FIGURES)
+    return [_NORMS[name] for name in looks.SQUARES if name in ("weights", *part.slots)]
+
+
+def _of_sums(sums: dict[str, Any], sizes: Any) -> dict[str, Any]:
+    """The figures that follow from sums over `sizes` weights."""
+    figures = {_NORMS[name]: np.sqrt(sums[name]) for name in looks.SQUARES if name in sums}
+    if "update" in sums:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.divide(figures["update_norm"], figures["weight_norm"])
+        figures["update_to_weight_ratio"] = ratio
+        figures["effective_learning_rate_min"] = sums["least"]
+        figures["effective_learning_rate_max"] = sums["most"]
+        figures["epsilon_share"] = sums["epsilon_dominates"] / sizes
+        figures["initial_velocity_share"] = sums["at_initial_velocity"] / sizes
+    return figures
+
+
+def _of_model(seen: list[tuple[Group, Seen]]) -> dict[str, float]:
+    """The figures of all weights together. Where they have several optimizers, norms are of all
+    of them, the rest of those whose rule is known.
+    """
+
+    def total(sums: list[dict[str, Array]]) -> dict[str, float]:
+        every = {name for one in sums for name in one}
+        return {n: merged(n, np.concatenate([one[n] for one in sums if n in one])) for n in every}
+
+    with_rule = [(group, found) for group, found in seen if found.of_weights is not None]
+    figures: dict[str, Any] = {}
+    if with_rule:
+        size = sum(int(group.sample.sizes.sum()) for group, _ in with_rule)
+        figures = _of_sums(total([found.sums for _, found in with_rule]), size)
+        weights = np.concatenate([group.sample.weights for group, _ in with_rule])
+        looks_at = [found.of_weights for _, found in with_rule if found.of_weights is not None]
+        rate = np.concatenate([_numpy(each.effective_learning_rate) for each in looks_at])
+        noise = np.concatenate([_numpy(each.signal_to_noise) for each in looks_at])
+        figures[_MEDIAN], figures[_HIGH] = quantiles.weighted(rate, weights, (0.5, 0.999))
+        (figures[_NOISE],) = quantiles.weighted(noise, weights, (0.5,))
+    everything = total([found.sums for _, found in seen])
+    for name in ("weights", "momentum", "velocity"):
+        if name in everything:
+            figures[_NORMS[name]] = np.sqrt(everything[name])
+    return {name: float(figures[name]) for name in FIGURES if name in figures}

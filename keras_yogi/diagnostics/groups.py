@@ -1,0 +1,137 @@
+"""Variables that are looked at together: those of one optimizer and of one dtype."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_yogi.diagnostics import looks
+from keras_yogi.diagnostics.looks import Look
+from keras_yogi.diagnostics.parts import Part, Progress
+from keras_yogi.diagnostics.quantiles import OfRows
+from keras_yogi.diagnostics.sampling import Sample
+from keras_yogi.engine import reading
+
+Array = np.ndarray
+
+CHUNK = 2**20
+"""Weights that are looked at in one go where all of a large variable's are."""
+
+
+class Seen(NamedTuple):
+    """What is kept of a look at a sample: of every weight, and summed by variable. Tensors: what
+    nobody asks for need not leave the device.
+    """
+
+    sums: dict[str, Any]
+    of_weights: Look | None
+
+
+class Group:
+    """Variables of one optimizer and of one dtype."""
+
+    def __init__(
+        self, part: Part, dtype: str, own: Sequence[int], most: int, compiled: bool
+    ) -> None:
+        """Takes the variables by their places in the part.
+
+        Args:
+            part: the optimizer and its variables.
+            dtype: what the optimizer computes in.
+            own: places of the variables in the part, rising.
+            most: weights of one variable that are looked at.
+            compiled: make a graph, which pays if the group is looked at often.
+        """
+        self.part, self.dtype = part, dtype
+        self.variables = [part.variables[i] for i in own]
+        self.slots = {name: [of_all[i] for i in own] for name, of_all in part.slots.items()}
+        self.sample = Sample([int(np.prod(v.shape)) for v in self.variables], most)
+        self.quantiles_of_each = OfRows(self.sample.counts)
+        self._compiled = compiled
+        # Graphs hold the hyperparameters as fixed numbers.
+        self._observations: dict[Any, Callable[..., Any]] = {}
+
+    def observe(self, progress: Progress) -> Seen:
+        """Looks at the sample of every variable."""
+        key = self.part.rule and self.part.rule.constants()
+        if key not in self._observations:
+            self._observations[key] = self._observation()
+        return Seen(*self._observations[key](*self._scalars(progress)))
+
+    def _scalars(self, progress: Progress) -> tuple[Any, Any]:
+        """The learning rate now, and the step that the bias corrections are of."""
+        learning_rate = np.array(progress.learning_rate, self.dtype)
+        return learning_rate, np.array(max(progress.step, 1), "int32")
+
+    def _observation(self) -> Callable[..., Any]:
+        every = {"weights": self.variables, **self.slots}
+        readers = {name: self.sample.reader(of_all, self.dtype) for name, of_all in every.items()}
+        owners = self.sample.owners.astype("int32")
+
+        def of_weights(learning_rate: Any, step: Any) -> Any:
+            streams = {name: read() for name, read in readers.items()}
+            seen = self._look(streams, learning_rate, step)
+            return looks.summands(streams, seen), seen
+
+        if self._compiled:
+            of_weights = reading.in_one_pass(of_weights, self.variables)
+
+        def of_all(learning_rate: Any, step: Any) -> Any:
+            added, seen = of_weights(learning_rate, step)
+            return looks.sums(added, seen, owners), seen
+
+        return reading.in_a_graph(of_all) if self._compiled else of_all
+
+    def _look(self, streams: dict[str, Any], learning_rate: Any, step: Any) -> Look | None:
+        rule = self.part.rule
+        if rule is None:
+            return None
+        stored = keras.backend.standardize_dtype(self.variables[0].dtype)
+        return looks.look(
+            rule,
+            streams["weights"],
+            [streams[name] for name in self.slots],
+            rule.step_scalars(learning_rate, self.dtype, step),
+            ops.cast(rule.initial_velocity((1,), stored), self.dtype),
+        )
+
+    def sums_over_all(
+        self, progress: Progress, place: int, row: int
+    ) -> tuple[dict[str, float], int]:
+        """As `Seen.sums`, over all weights of one variable, a part of it at a time.
+
+        Args:
+            progress: of the optimizer.
+            place: of the variable in the group.
+            row: length of the variable's rows.
+
+        Returns:
+            The sums, and the number of rows that no gradient has reached.
+        """
+        every = {"weights": self.variables, **self.slots}
+        flat = {name: ops.reshape(of_all[place], [-1]) for name, of_all in every.items()}
+        length = max(CHUNK // row, 1) * row
+        total: dict[str, float] = {}
+        rows = 0
+        for first in range(0, int(self.sample.sizes[place]), length):
+            streams = {
+                name: ops.cast(values[first : first + length], self.dtype)
+                for name, values in flat.items()
+            }
+            seen = self._look(streams, *self._scalars(progress))
+            owners = np.zeros(streams["weights"].shape, "int32")
+            for name, value in looks.sums(looks.summands(streams, seen), seen, owners).items():
+                number = float(ops.convert_to_numpy(value)[0])
+                total[name] = merged(name, [total[name], number]) if name in total else number
+            if seen is not None:
+                whole_rows = ops.all(ops.reshape(seen.untouched, [-1, row]), axis=1)
+                rows += int(ops.convert_to_numpy(ops.count_nonzero(whole_rows)))
+        return total, rows
+
+
+def merged(name: str, values: Any) -> float:
+    """What `looks.sums` would give for several variables together."""
+    merge: Any = {"least": np.min, "most": np.max}.get(name, np.sum)
+    return float(merge(values))
