@@ -51,14 +51,14 @@ def _scalar(value: Any) -> Scalar:
 
 def hparams(optimizer: Any) -> bytes:
     """The beginning of a session on TensorBoard's HParams page."""
-    from tensorboard.plugins.hparams import api
+    from tensorboard.plugins.hparams import api  # type: ignore[import-untyped]
 
     return api.hparams_pb(hyperparameters(optimizer)).SerializeToString()
 
 
 def session_end() -> bytes:
     """The end of such a session."""
-    from tensorboard.plugins.hparams import api_pb2, summary
+    from tensorboard.plugins.hparams import api_pb2, summary  # type: ignore[import-untyped]
 
     return summary.session_end_pb(api_pb2.STATUS_SUCCESS).SerializeToString()
 
@@ -73,7 +73,7 @@ def hparams_columns(optimizer: Any, logs: Iterable[str]) -> bytes:
         optimizer: of this run.
         logs: names of the losses and metrics, as Keras logs them at the end of an epoch.
     """
-    from tensorboard.plugins.hparams import api
+    from tensorboard.plugins.hparams import api  # type: ignore[import-untyped]
 
     names = ["optimizer", "learning_rate", *Adam.hyperparameters, *Yogi.hyperparameters]
     columns = dict.fromkeys([*names, "weight_decay", *hyperparameters(optimizer)])

@@ -15,8 +15,8 @@ class Scalars:
     """A scalar for each of some tags."""
 
     def __init__(self, tags: Sequence[str]) -> None:
-        from tensorboard.compat.proto import summary_pb2, types_pb2
-        from tensorboard.plugins.scalar import metadata
+        from tensorboard.compat.proto import summary_pb2, types_pb2  # type: ignore[import-untyped]
+        from tensorboard.plugins.scalar import metadata  # type: ignore[import-untyped]
 
         self._summary = summary_pb2.Summary()
         self._places = []
@@ -42,9 +42,9 @@ def histograms(of_tags: dict[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
         of_tags: for each tag values, and how often each of them counts. Values that are not finite
             are left out.
     """
-    from tensorboard.compat.proto import summary_pb2
-    from tensorboard.plugins.histogram import metadata
-    from tensorboard.util import tensor_util
+    from tensorboard.compat.proto import summary_pb2  # type: ignore[import-untyped]
+    from tensorboard.plugins.histogram import metadata  # type: ignore[import-untyped]
+    from tensorboard.util import tensor_util  # type: ignore[import-untyped]
 
     summary = summary_pb2.Summary()
     for tag, (values, weights) in of_tags.items():
@@ -67,7 +67,7 @@ def cards(layers: Sequence[str], figures: Sequence[str]) -> bytes:
     """
     import re
 
-    from tensorboard.plugins.custom_scalar import layout_pb2, summary
+    from tensorboard.plugins.custom_scalar import layout_pb2, summary  # type: ignore[import-untyped]
 
     layout = layout_pb2.Layout()
     for figure in figures:

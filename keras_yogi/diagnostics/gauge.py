@@ -12,6 +12,7 @@ from keras_yogi.diagnostics.groups import Array, Group, Seen, merged
 from keras_yogi.diagnostics.looks import Look
 from keras_yogi.diagnostics.parts import Part, Progress, names, parts
 from keras_yogi.diagnostics.sampling import THOROUGH, Precision, limit
+from keras_yogi.engine import reading
 from keras_yogi.optimizers import calls
 
 FIGURES = (
@@ -84,6 +85,15 @@ class Gauge:
                 ]
                 if not own:
                     continue
+                # Slots that lie in one array come next to each other, and are read in one go.
+                first: dict[int, int] = {}
+                arrays = {
+                    i: id(reading.location([*part.slots.values(), part.variables][0][i])[0])
+                    for i in own
+                }
+                for place, i in enumerate(own):
+                    first.setdefault(arrays[i], place)
+                own.sort(key=lambda i: first[arrays[i]])
                 computed_in = "float32" if dtype in ("float16", "bfloat16") else dtype
                 self.groups.append(Group(part, computed_in, own, most, precision.compiled))
                 for place, variable in enumerate(self.groups[-1].variables):
@@ -139,33 +149,32 @@ class Gauge:
             self.places,
         )
 
-    def _extend_to_all_weights(self, seen: list[tuple[Group, Seen]]) -> dict[int, tuple[int, int]]:
+    def _extend_to_all_weights(
+        self, seen: list[tuple[Group, Seen]], progress: dict[int, Progress]
+    ) -> dict[int, tuple[int, int]]:
         """Makes the sums of samples those of all weights, and counts rows of embeddings."""
         for group, (sums, _) in seen:
             for name in sums.keys() - {"least", "most"}:
                 sums[name] = sums[name] * (group.sample.sizes / group.sample.counts)
         untouched = {}
-        for place in range(len(self.variables)):
-            which, own = self.places[place]
+        for place, (which, own) in enumerate(self.places):
             group, (sums, of_weights) = seen[which]
-            is_table = place in self._tables
-            if group.sample.counts[own] == group.sample.sizes[own]:
-                if is_table and of_weights is not None:
-                    rows = _numpy(of_weights.untouched)[group.sample.of(own)]
-                    rows = rows.reshape(self.variables[place].shape).all(axis=1)
-                    untouched[place] = int(rows.sum()), len(rows)
-                continue
-            all_rows, row = self.variables[place].shape if is_table else (0, 1)
-            if self._complete:
-                total, count = group.sums_over_all(
-                    progress[id(group.part.optimizer)], own, int(row)
-                )
+            all_rows, row = self.variables[place].shape if place in self._tables else (0, 1)
+            whole = group.sample.counts[own] == group.sample.sizes[own]
+            if self._complete and not whole:
+                now = progress[id(group.part.optimizer)]
+                total, rows = group.sums_over_all(now, own, int(row))
                 for name, value in total.items():
                     sums[name][own] = value
-            elif is_table and of_weights is not None:
-                count = round(float(sums["untouched"][own]) / row)
-            if is_table and of_weights is not None:
-                untouched[place] = count, int(all_rows)
+            elif place in self._tables and of_weights is not None:
+                looked_at = _numpy(of_weights.untouched)[group.sample.of(own)]
+                rows = (
+                    int(looked_at.reshape(-1, row).all(axis=1).sum())
+                    if whole
+                    else round(float(looked_at.mean()) * all_rows)
+                )
+            if place in self._tables and of_weights is not None:
+                untouched[place] = rows, int(all_rows)
         return untouched
 
 

@@ -70,17 +70,10 @@ class Group:
         readers = {name: self.sample.reader(of_all, self.dtype) for name, of_all in every.items()}
         owners = self.sample.owners.astype("int32")
 
-        def of_weights(learning_rate: Any, step: Any) -> Any:
+        def of_all(learning_rate: Any, step: Any) -> Any:
             streams = {name: read() for name, read in readers.items()}
             seen = self._look(streams, learning_rate, step)
-            return looks.summands(streams, seen), seen
-
-        if self._compiled:
-            of_weights = reading.in_one_pass(of_weights, self.variables)
-
-        def of_all(learning_rate: Any, step: Any) -> Any:
-            added, seen = of_weights(learning_rate, step)
-            return looks.sums(added, seen, owners), seen
+            return looks.sums(looks.summands(streams, seen), seen, owners), seen
 
         return reading.in_a_graph(of_all) if self._compiled else of_all
 

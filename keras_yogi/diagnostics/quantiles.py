@@ -54,7 +54,8 @@ def weighted(values: Array, weights: Array, fractions: Sequence[float]) -> list[
         inside = inside[np.argsort(values[inside])]
         reached = np.cumsum(weights[inside]) + (filled[first - 1] if first else 0.0)
         places = np.searchsorted(reached, (low + 0.5, high + 0.5)).clip(max=len(inside) - 1)
-        found.append(float(_between(*values[inside[places]], part)))
+        smaller, larger = values[inside[places]]
+        found.append(float(_between(smaller, larger, part)))
     return found
 
 

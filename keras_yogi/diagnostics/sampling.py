@@ -87,19 +87,13 @@ class Sample:
             arrays[id(array)] = array
             wanted.setdefault(id(array), []).append(start + self.chosen[place])
             targets.setdefault(id(array), []).append(np.arange(*self.starts[place : place + 2]))
-        pieces = [(arrays[key], np.concatenate(wanted[key])) for key in arrays]
+        pieces = [(arrays[key], np.concatenate(wanted[key]).astype("int32")) for key in arrays]
         order = np.argsort(np.concatenate([t for key in arrays for t in targets[key]]))
         in_order = bool(np.all(order == np.arange(len(order))))
 
         def read() -> Tensor:
-            parts = [ops.cast(_take(array, which), dtype) for array, which in pieces]
+            parts = [ops.cast(reading.take(*piece), dtype) for piece in pieces]
             joined = ops.concatenate(parts)
             return joined if in_order else ops.take(joined, order)
 
         return read
-
-
-def _take(array: Any, which: Integers) -> Tensor:
-    flat = ops.reshape(ops.convert_to_tensor(array), [-1])
-    everything = len(which) == flat.shape[0] and bool(np.all(np.diff(which) == 1))
-    return flat if everything else ops.take(flat, which.astype("int32"))
