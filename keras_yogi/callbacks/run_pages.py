@@ -58,7 +58,7 @@ def hparams(optimizer: Any) -> bytes:
 
 def session_end() -> bytes:
     """The end of such a session."""
-    from tensorboard.plugins.hparams import api_pb2, summary  # type: ignore[import-untyped]
+    from tensorboard.plugins.hparams import api_pb2, summary
 
     return summary.session_end_pb(api_pb2.STATUS_SUCCESS).SerializeToString()
 
@@ -73,7 +73,7 @@ def hparams_columns(optimizer: Any, logs: Iterable[str]) -> bytes:
         optimizer: of this run.
         logs: names of the losses and metrics, as Keras logs them at the end of an epoch.
     """
-    from tensorboard.plugins.hparams import api  # type: ignore[import-untyped]
+    from tensorboard.plugins.hparams import api
 
     names = ["optimizer", "learning_rate", *Adam.hyperparameters, *Yogi.hyperparameters]
     columns = dict.fromkeys([*names, "weight_decay", *hyperparameters(optimizer)])

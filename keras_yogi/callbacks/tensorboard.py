@@ -1,20 +1,13 @@
-"""keras_yogi.TensorBoard: what the optimizer does inside, beside the loss.
-
-Of keras.callbacks.TensorBoard two things are used that begin with an underscore, because nothing
-public gives the writer of the training run, and so that Keras closes ours with its own:
-`_train_writer` and `_writers`.
-"""
+"""keras_yogi.TensorBoard: what the optimizer does inside, beside the loss."""
 
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_yogi.callbacks import run_pages, summaries
+from keras_yogi.callbacks.event_file import EventFile
 from keras_yogi.diagnostics.gauge import FIGURES, Gauge, Reading
 from keras_yogi.diagnostics.report import model_figures
 from keras_yogi.diagnostics.sampling import EVERY_BATCH, THOROUGH, Precision
@@ -94,7 +87,6 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def _forget(self) -> None:
         """Before a training: another model or optimizer may come."""
         self._gauges: dict[Any, Gauge] = {}
-        self._pending: Future[None] | None = None
         self._scalars: summaries.Scalars | None = None
         self._columns_written = self._cards_written = False
         self._batches = 0
@@ -103,12 +95,10 @@ class TensorBoard(keras.callbacks.TensorBoard):
         """Writes the pages that do not change."""
         super().on_train_begin(logs)
         self._forget()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="keras_yogi.TensorBoard")
-        with self._writing_about_the_run():
-            self._write(run_pages.hparams(self.model.optimizer), 0)
-        with self._writing():
-            text = run_pages.page(self.model.optimizer)
-            self.summary.text("optimizer/config", text, step=0)
+        self._events = EventFile(self.log_dir)
+        optimizer = self.model.optimizer
+        self._events.write(run_pages.hparams(optimizer), 0)
+        self._events.write(summaries.text("optimizer/config", run_pages.page(optimizer)), 0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Writes the optimizer's scalars, if it is time for them."""
@@ -123,53 +113,27 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Writes the optimizer's scalars and histograms, if it is time for them."""
         super().on_epoch_end(epoch, logs)
-        self.flush()
         if not self._columns_written:
-            with self._writing_about_the_run():
-                columns = run_pages.hparams_columns(self.model.optimizer, logs or {})
-                self._write(columns, 0)
+            columns = run_pages.hparams_columns(self.model.optimizer, logs or {})
+            self._events.write(columns, 0)
             self._columns_written = True
         with_histograms = self.histogram_freq and epoch % self.histogram_freq == 0
         gauge = self._gauge(THOROUGH) if with_histograms or self.optimizer_freq == "epoch" else None
-        if gauge is None:
-            return
-        reading = gauge.read()
-        if self.optimizer_freq == "epoch":
-            self._write_scalars(reading, epoch)
-            self.flush()
-        if with_histograms:
-            self._write_histograms(reading, epoch)
+        if gauge is not None:
+            reading = gauge.read()
+            if self.optimizer_freq == "epoch":
+                self._write_scalars(reading, epoch)
+            if with_histograms:
+                self._write_histograms(reading, epoch)
+        self._events.flush()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Ends the run's session on the HParams page, and closes the writers."""
-        self.flush()
-        self._thread.shutdown()
-        with self._writing_about_the_run():
-            self._write(run_pages.session_end(), 0)
+        self._events.write(run_pages.session_end(), 0)
+        self._events.close()
         super().on_train_end(logs)
 
     # Writing
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        # `update_freq` must not decide what is written here.
-        with self._train_writer.as_default(), self.summary.record_if(True):
-            yield
-
-    @contextmanager
-    def _writing_about_the_run(self) -> Iterator[None]:
-        """Into the folder of the run itself: the HParams page takes its name for the run's."""
-        if "run" not in self._writers:
-            self._writers["run"] = self.summary.create_file_writer(self.log_dir)
-        with self._writers["run"].as_default(), self.summary.record_if(True):
-            yield
-
-    def _write_to_the_training_run(self, record: bytes, step: int) -> None:
-        with self._writing():
-            self._write(record, step)
-
-    def _write(self, record: bytes, step: int) -> None:
-        self.summary.experimental.write_raw_pb(record, step=step)
 
     def _gauge(self, precision: Precision) -> Gauge | None:
         """What reads the optimizer's figures; None before the optimizer is built."""
@@ -183,30 +147,18 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 self._said.add(sentence)
         return self._gauges[precision]
 
-    def flush(self) -> None:
-        """Waits until all that has been seen of the optimizer is handed to the writer."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-
     def _write_scalars(self, reading: Reading, step: int) -> None:
         of_model = model_figures(reading)
-        values = [*of_model.values()]
+        values = [np.array([*of_model.values()])]
         if self.per_variable:
-            values += np.concatenate(
-                [reading.of_variables[figure][reading.told[figure]] for figure in FIGURES]
-            ).tolist()
-            values += [float(rows) for rows, _ in reading.untouched_rows.values()]
+            values += [reading.of_variables[figure][reading.told[figure]] for figure in FIGURES]
+            values.append(np.array([rows for rows, _ in reading.untouched_rows.values()]))
         if self._scalars is None:
             self._scalars = summaries.Scalars(_tags(reading, list(of_model), self.per_variable))
-        record = self._scalars.serialized(values)
-        self.flush()
-        # While the next step is made. An error comes out after that step.
-        self._pending = self._thread.submit(self._write_to_the_training_run, record, step)
+        self._events.write(self._scalars.serialized(np.concatenate(values)), step)
         if self.per_variable and not self._cards_written:
             layers = list(dict.fromkeys(map(_layer, reading.names)))
-            with self._writing_about_the_run():
-                self._write(summaries.cards(layers, _ON_CARDS), 0)
+            self._events.write(summaries.cards(layers, _ON_CARDS), 0)
             self._cards_written = True
 
     def _write_histograms(self, reading: Reading, step: int) -> None:
@@ -222,7 +174,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 values = np.concatenate([np.abs(getattr(seen, field)) for seen, _ in looks])
                 with np.errstate(divide="ignore"):
                     of_tags[f"optimizer_layers/{layer}/{what}"] = np.log10(values), weights
-        self._write_to_the_training_run(summaries.histograms(of_tags), step)
+        self._events.write(summaries.histograms(of_tags), step)
 
 
 _HISTOGRAMS = {

@@ -1,6 +1,6 @@
 """Reads an optimizer's figures: from the slots to one number per variable and per model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -50,6 +50,7 @@ class Reading:
     untouched_rows: dict[int, tuple[int, int]]  # of embeddings, by place: rows, all rows
     seen: list[tuple[Group, Seen]]
     places: list[tuple[int, int]]  # of every variable: which of `seen`, and where in it
+    _copied: dict[int, Look] = field(default_factory=dict)
 
     def weights_of(self, place: int) -> tuple[Look, float] | None:
         """What was seen of a variable's sample, and how many weights each of it stands for."""
@@ -57,9 +58,11 @@ class Reading:
         group, (_, of_weights) = self.seen[which]
         if of_weights is None:
             return None
+        if which not in self._copied:
+            self._copied[which] = Look(*map(_numpy, of_weights))
         part = group.sample.of(own)
         share = group.sample.sizes[own] / group.sample.counts[own]
-        return Look(*(_numpy(values)[part] for values in of_weights)), float(share)
+        return Look(*(values[part] for values in self._copied[which])), float(share)
 
 
 class Gauge:
@@ -99,9 +102,10 @@ class Gauge:
                 for place, variable in enumerate(self.groups[-1].variables):
                     where[id(variable)] = len(self.groups) - 1, place
         self.places = [where[id(v)] for v in self.variables]
+        own_places = {spot: place for place, spot in enumerate(self.places)}
         self._inverse = [
-            [p for p, (which, _) in enumerate(self.places) if which == number]
-            for number in range(len(self.groups))
+            [own_places[which, own] for own in range(len(group.variables))]
+            for which, group in enumerate(self.groups)
         ]
         self.told = {
             figure: np.array([figure in _figures_of(self.part_of(p)) for p in range(len(where))])
@@ -188,9 +192,9 @@ def _of_sums(sums: dict[str, Any], sizes: Any) -> dict[str, Any]:
     """The figures that follow from sums over `sizes` weights."""
     figures = {_NORMS[name]: np.sqrt(sums[name]) for name in looks.SQUARES if name in sums}
     if "update" in sums:
+        update, weights = figures["update_norm"], figures["weight_norm"]
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.divide(figures["update_norm"], figures["weight_norm"])
-        figures["update_to_weight_ratio"] = ratio
+            figures["update_to_weight_ratio"] = np.where(update == 0, 0.0, update / weights)
         figures["effective_learning_rate_min"] = sums["least"]
         figures["effective_learning_rate_max"] = sums["most"]
         figures["epsilon_share"] = sums["epsilon_dominates"] / sizes
@@ -204,8 +208,11 @@ def _of_model(seen: list[tuple[Group, Seen]]) -> dict[str, float]:
     """
 
     def total(sums: list[dict[str, Array]]) -> dict[str, float]:
-        every = {name for one in sums for name in one}
-        return {n: merged(n, np.concatenate([one[n] for one in sums if n in one])) for n in every}
+        found: dict[str, float] = {}
+        for name, values in (item for one in sums for item in one.items()):
+            all_of_it = merged(name, values)
+            found[name] = merged(name, [found[name], all_of_it]) if name in found else all_of_it
+        return found
 
     with_rule = [(group, found) for group, found in seen if found.of_weights is not None]
     figures: dict[str, Any] = {}
@@ -218,8 +225,10 @@ def _of_model(seen: list[tuple[Group, Seen]]) -> dict[str, float]:
         noise = np.concatenate([_numpy(each.signal_to_noise) for each in looks_at])
         figures[_MEDIAN], figures[_HIGH] = quantiles.weighted(rate, weights, (0.5, 0.999))
         (figures[_NOISE],) = quantiles.weighted(noise, weights, (0.5,))
-    everything = total([found.sums for _, found in seen])
-    for name in ("weights", "momentum", "velocity"):
-        if name in everything:
-            figures[_NORMS[name]] = np.sqrt(everything[name])
+    if len(with_rule) < len(seen):
+        figures |= {
+            _NORMS[name]: np.sqrt(value)
+            for name, value in total([found.sums for _, found in seen]).items()
+            if name in ("weights", "momentum", "velocity")
+        }
     return {name: float(figures[name]) for name in FIGURES if name in figures}

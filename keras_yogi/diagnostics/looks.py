@@ -60,7 +60,7 @@ def look(
 
 
 SQUARES = ("weights", "momentum", "velocity", "update")
-COUNTS = ("epsilon_dominates", "at_initial_velocity", "untouched")
+COUNTS = ("epsilon_dominates", "at_initial_velocity")
 
 
 def summands(streams: dict[str, Tensor], seen: Look | None) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ read here and nowhere else.
 from typing import Any, NamedTuple
 
 import keras
-from keras import ops
 
+from keras_yogi.engine import reading
 from keras_yogi.optimizers import calls
 from keras_yogi.optimizers.adam import Adam
 from keras_yogi.optimizers.base import AdaptiveOptimizer
@@ -36,8 +36,8 @@ class Part(NamedTuple):
     @property
     def progress(self) -> Progress:
         return Progress(
-            int(ops.convert_to_numpy(self.optimizer.iterations)),
-            float(ops.convert_to_numpy(self.optimizer.learning_rate)),
+            int(reading.number(self.optimizer.iterations)),
+            float(reading.number(self.optimizer.learning_rate)),
             int(getattr(self.optimizer, "skipped_steps", 0)),
         )
 

@@ -45,6 +45,7 @@ def weighted(values: Array, weights: Array, fractions: Sequence[float]) -> list[
     # The order of floats ≥ 0 is that of their bits: the upper 16 cut the line into bins, so that
     # only the bins around the quantile have to be sorted.
     bins = values.view("int64") >> 48
+    bins -= bins.min()
     filled = np.cumsum(np.bincount(bins, weights))
     found = []
     for fraction in fractions:

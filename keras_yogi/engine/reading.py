@@ -9,11 +9,6 @@ from keras import ops
 
 Function = Callable[..., Any]
 
-
-def _take_from_value(variable: Any, places: np.ndarray) -> Any:
-    return ops.take(ops.reshape(ops.convert_to_tensor(variable), [-1]), places)
-
-
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
 
@@ -29,12 +24,16 @@ if keras.config.backend() == "tensorflow":
             return variable.location
         return (variable.value if isinstance(variable, keras.Variable) else variable), 0
 
+    def number(scalar: Any) -> Any:
+        """The value of a scalar, be it a variable, a tensor or a number."""
+        native = scalar.value if isinstance(scalar, keras.Variable) else scalar
+        return native.numpy() if hasattr(native, "numpy") else native
+
     def take(array: Any, places: np.ndarray) -> Any:
         """Some elements of an array, by their places in it as one row."""
-        if isinstance(array, tf.distribute.DistributedValues):
-            return _take_from_value(array, places)
-        # One operation, which reads no other element.
-        return tf.gather_nd(array, np.stack(np.unravel_index(places, array.shape), axis=-1))
+        # Not from the variable itself: that would make TensorFlow copy it whenever it is read from
+        # then on, as it does with a variable of which single rows are written.
+        return tf.gather(tf.reshape(tf.convert_to_tensor(array), [-1]), places)
 
 else:
 
@@ -46,6 +45,10 @@ else:
         """The array that holds a variable, and where in it its first element lies."""
         return variable, 0
 
+    def number(scalar: Any) -> Any:
+        """The value of a scalar, be it a variable, a tensor or a number."""
+        return ops.convert_to_numpy(scalar)
+
     def take(array: Any, places: np.ndarray) -> Any:
         """Some elements of an array, by their places in it as one row."""
-        return _take_from_value(array, places)
+        return ops.take(ops.reshape(ops.convert_to_tensor(array), [-1]), places)

@@ -1,0 +1,236 @@
+"""What keras_yogi.diagnose says in words: each warning on a case that has the fault, and on one
+that has it not, on either side of the threshold where that can be set.
+"""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_yogi
+from keras_yogi.diagnostics import advice
+
+
+def variable(shape=(20, 50), name="embed", value=1.0):
+    return keras.Variable(np.full(shape, value, "float32"), name=name)
+
+
+def optimizer_with(variables, momentum=0.1, velocity=0.01, optimizer=None, steps=1000):
+    """Healthy slots: |m̂| / √v̂ = 1, √v̂ = 0.1 or a little more."""
+    optimizer = optimizer or keras_yogi.Adam(0.001)
+    optimizer.build(variables)
+    optimizer.iterations.assign(steps)
+    for each in variables:
+        optimizer.set_slot(each, "momentum", np.full(each.shape, momentum, "float32"))
+        optimizer.set_slot(each, "velocity", np.full(each.shape, velocity, "float32"))
+    return optimizer
+
+
+def change(optimizer, variable, slot, rows, value):
+    values = np.array(optimizer.get_slot(variable, slot))
+    values[rows] = value
+    optimizer.set_slot(variable, slot, values)
+
+
+def test_healthy_slots_give_no_warning():
+    assert keras_yogi.diagnose(optimizer_with([variable()])).warnings == []
+
+
+# Forgetting
+
+
+def train_with_rare_rows(optimizer, steps=200):
+    """Rows 0 to 3 of an embedding have a gradient in the first step alone, the others always."""
+    table = variable((100, 4), "embed")
+    optimizer.build([table])
+    random = np.random.default_rng(0)
+    for step in range(steps):
+        gradient = random.normal(size=table.shape).astype("float32")
+        if step:
+            gradient[:4] = 0
+        optimizer.apply([gradient])
+    return keras_yogi.diagnose(optimizer)
+
+
+def test_adam_forgets_rare_rows():
+    """√v falls by √0.9 a step: 200 steps make 0.9^-100 = 37,649-fold of an effective rate."""
+    (warning,) = train_with_rare_rows(keras_yogi.Adam(0.001, beta_2=0.9, epsilon=1e-12)).warnings
+    assert warning.startswith("effective learning rate of `embed` has grown ")
+    assert warning.endswith(
+        "-fold in 4 % of its weights, where no gradient has come for long: "
+        "Adam's second moment is forgetting; try Yogi or a larger ε"
+    )
+    times = float(warning.split("grown ")[1].split("-fold")[0].replace(",", ""))
+    # A row's one gradient is not quite as large as the others' mean square.
+    assert 0.9**-100 / 5 < times < 0.9**-100 * 20
+
+
+def test_yogi_does_not_forget_them():
+    assert train_with_rare_rows(keras_yogi.Yogi(0.001, beta_2=0.9)).warnings == []
+
+
+def test_nor_does_adam_with_a_larger_epsilon():
+    assert train_with_rare_rows(keras_yogi.Adam(0.001, beta_2=0.9, epsilon=1e-2)).warnings == []
+
+
+def test_keras_adam_forgets_too():
+    adam = keras.optimizers.Adam(0.001, beta_2=0.9, epsilon=1e-12)
+    (warning,) = train_with_rare_rows(adam).warnings
+    assert "try Yogi" in warning
+
+
+@pytest.mark.parametrize(("growth", "warned"), [(900, False), (1100, True)])
+def test_threshold_of_growth(growth, warned):
+    table = variable()
+    optimizer = optimizer_with([table], optimizer=keras_yogi.Adam(0.001, epsilon=0.0))
+    change(optimizer, table, "momentum", slice(0, 1), 0)
+    change(optimizer, table, "velocity", slice(0, 1), 0.01 / growth**2)
+    found = keras_yogi.diagnose(optimizer).warnings
+    assert bool(found) == warned
+    if warned:
+        assert "has grown 1,100-fold in 5 % of its weights" in found[0]
+
+
+def test_a_single_weight_is_no_reason_to_worry():
+    table = variable((40, 50))
+    optimizer = optimizer_with([table], optimizer=keras_yogi.Adam(0.001, epsilon=0.0))
+    place = (0, slice(0, 1))  # one of 2,000
+    change(optimizer, table, "momentum", place, 0)
+    change(optimizer, table, "velocity", place, 1e-12)
+    assert keras_yogi.diagnose(optimizer).warnings == []
+
+
+def test_small_gradients_that_still_come_are_not_forgetting():
+    table = variable()
+    optimizer = optimizer_with([table], optimizer=keras_yogi.Adam(0.001, epsilon=0.0))
+    change(optimizer, table, "momentum", slice(0, 1), 1e-6)
+    change(optimizer, table, "velocity", slice(0, 1), 1e-12)
+    assert keras_yogi.diagnose(optimizer).warnings == []
+
+
+def test_a_variable_that_is_wholly_forgotten_is_measured_by_the_others():
+    table, other = variable(name="embed"), variable(name="out")
+    optimizer = optimizer_with([table, other], optimizer=keras_yogi.Adam(0.001, epsilon=0.0))
+    change(optimizer, table, "momentum", slice(None), 0)
+    change(optimizer, table, "velocity", slice(None), 1e-10)
+    (warning,) = keras_yogi.diagnose(optimizer).warnings
+    assert "`embed` has grown 10,000-fold in 100 % of its weights" in warning
+
+
+def test_growth_since_an_earlier_report():
+    table = variable()
+    optimizer = optimizer_with([table], optimizer=keras_yogi.Adam(0.001, epsilon=0.0))
+    earlier = keras_yogi.diagnose(optimizer)
+    # Momentum too: to the slots alone, this looks like a layer with small gradients.
+    change(optimizer, table, "momentum", slice(None), 1e-5)
+    change(optimizer, table, "velocity", slice(None), 1e-10)
+    assert keras_yogi.diagnose(optimizer).warnings == []
+    (warning,) = keras_yogi.diagnose(optimizer, since=earlier).warnings
+    assert (
+        "`embed`: since the earlier report its 99.9th percentile has grown 10,000-fold" in warning
+    )
+
+
+# ε
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(196, False), (198, True)])
+def test_threshold_of_epsilon(rows, warned):
+    out = variable((200, 5), "out")
+    optimizer = optimizer_with([out], optimizer=keras_yogi.Adam(0.001, epsilon=1e-3))
+    change(optimizer, out, "velocity", slice(rows), 1e-8)
+    change(optimizer, out, "momentum", slice(rows), 1e-4)
+    found = keras_yogi.diagnose(optimizer).warnings
+    assert bool(found) == warned
+    if warned:
+        text = "ε dominates 99 % of `out`: it trains like SGD with momentum"
+        assert found[0].startswith(text)
+
+
+def test_epsilon_of_a_training_that_has_the_fault():
+    """Gradients of 1e-4 beside Yogi's ε = 1e-3, and beside Adam's of 1e-6."""
+    for optimizer, warned in ((keras_yogi.Yogi(), True), (keras_yogi.Adam(), False)):
+        out = variable(name="out")
+        optimizer.build([out])
+        for _ in range(200):
+            optimizer.apply([np.full(out.shape, 1e-4, "float32")])
+        found = keras_yogi.diagnose(optimizer).warnings
+        assert any("it trains like SGD" in text for text in found) == warned
+
+
+def test_rows_that_were_never_touched_are_not_dominated():
+    table = variable((100, 4), "embed")
+    optimizer = optimizer_with([table])
+    change(optimizer, table, "velocity", slice(1, None), 0)
+    change(optimizer, table, "momentum", slice(1, None), 0)
+    assert keras_yogi.diagnose(optimizer).warnings == []
+
+
+# The others
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(49, False), (50, True)])
+def test_threshold_of_untouched_rows(rows, warned):
+    table = variable((100, 4), "embeddings")
+    optimizer = optimizer_with([table])
+    change(optimizer, table, "velocity", slice(rows), 0)
+    change(optimizer, table, "momentum", slice(rows), 0)
+    expected = ["50 of the 100 rows of `embeddings` were never touched"] if warned else []
+    assert keras_yogi.diagnose(optimizer).warnings == expected
+
+
+def test_a_variable_without_a_gradient():
+    used, unused = variable(name="used"), variable(name="unused")
+    optimizer = keras_yogi.Yogi()
+    optimizer.build([used, unused])
+    optimizer.apply([np.ones(used.shape, "float32"), None])
+    assert keras_yogi.diagnose(optimizer).warnings == ["no gradient has reached `unused`"]
+
+
+@pytest.mark.parametrize(("learning_rate", "warned"), [(0.09, False), (0.11, True)])
+def test_threshold_of_the_update_ratio(learning_rate, warned):
+    """Weights of 1, and an update of η each."""
+    kernel, bias = variable(), variable((50,), "bias", 1e-9)
+    optimizer = optimizer_with([kernel, bias], optimizer=keras_yogi.Adam(learning_rate))
+    correction = 1 - 0.999**1000
+    for each in (kernel, bias):
+        optimizer.set_slot(each, "velocity", np.full(each.shape, 0.01 * correction, "float32"))
+    text = "one update changes `embed` by 11 % of its norm: the learning rate is too large for it"
+    assert keras_yogi.diagnose(optimizer).warnings == ([text] if warned else [])
+
+
+@pytest.mark.parametrize(("slot", "value"), [("momentum", np.nan), ("velocity", np.inf)])
+def test_slots_that_are_not_finite(slot, value):
+    table = variable()
+    optimizer = optimizer_with([table])
+    change(optimizer, table, slot, slice(0, 1), value)
+    text = ["`embed` or its slots hold NaN or infinity"]
+    assert keras_yogi.diagnose(optimizer).warnings == text
+
+
+def test_weights_that_are_not_finite_under_an_optimizer_of_another_rule():
+    table = variable(value=np.nan)
+    optimizer = keras.optimizers.SGD()
+    optimizer.build([table])
+    optimizer.iterations.assign(1)
+    assert keras_yogi.diagnose(optimizer).warnings == ["`embed` or its slots hold NaN or infinity"]
+
+
+@pytest.mark.parametrize(("finite", "warned"), [(150, False), (90, True)])
+def test_threshold_of_skipped_steps(finite, warned):
+    table = variable((2, 2))
+    optimizer = keras_yogi.Adam(1e-5, skip_nonfinite=True)
+    optimizer.build([table])
+    optimizer.apply([np.full(table.shape, np.nan, "float32")])
+    optimizer.apply([np.ones(table.shape, "float32")])
+    optimizer.iterations.assign(finite)
+    found = keras_yogi.diagnose(optimizer)
+    assert found.model["skipped_steps"] == 1
+    assert bool(found.warnings) == warned
+    if warned:
+        assert found.warnings[0].startswith("1 of 91 steps were skipped, because a gradient was")
+
+
+def test_thresholds_are_the_documented_ones():
+    assert (advice.GROWTH, advice.EPSILON_SHARE, advice.UNTOUCHED_ROWS) == (1000, 0.99, 0.5)
+    assert (advice.UPDATE_RATIO, advice.SKIPPED_SHARE) == (0.1, 0.01)
+    assert (advice.STALE_SIGNAL, advice.STALE_SHARE) == (1e-3, 1e-3)
