@@ -6,7 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from contract import ADAM, CASES, YOGI
+from contract import ADAM, CASES
 
 import keras_yogi
 from keras_yogi.diagnostics import gauge as gauge_module
@@ -250,7 +250,7 @@ def test_medians_of_a_sample_have_nearly_the_rank_of_the_median(large):
         assert below[0] - 0.12 <= 0.5 <= below[1] + 0.12
     everything = np.concatenate(rates)
     found = reading.of_model["effective_learning_rate_median"]
-    assert 0.4 <= np.mean(everything <= found * 1.0001)
+    assert np.mean(everything <= found * 1.0001) >= 0.4
     assert np.mean(everything < found * 0.9999) <= 0.6
 
 
@@ -458,7 +458,7 @@ def test_variables_of_one_path_are_told_apart():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("adam",), "`optimizer` must be a Keras optimizer. Received: optimizer='adam'"),
+        (("adam",), r"`optimizer` must be a Keras optimizer\. Received: optimizer='adam'"),
         ((keras_yogi.Adam(),), "`optimizer` must be built: train a step, or call"),
         ((None,), "`optimizer` must be a Keras optimizer"),
     ],
@@ -470,5 +470,5 @@ def test_refuses_what_it_cannot_diagnose(arguments, message):
 
 def test_refuses_what_is_no_earlier_report(report):
     optimizer = train(keras_yogi.Yogi(), variables_of())
-    with pytest.raises(ValueError, match="`since` must be a report of `keras_yogi.diagnose`"):
+    with pytest.raises(ValueError, match="`since` must be a report of"):
         keras_yogi.diagnose(optimizer, since={"step": 1})

@@ -148,7 +148,8 @@ def test_threshold_of_epsilon(rows, warned):
 
 def test_epsilon_of_a_training_that_has_the_fault():
     """Gradients of 1e-4 beside Yogi's ε = 1e-3, and beside Adam's of 1e-6."""
-    for optimizer, warned in ((keras_yogi.Yogi(), True), (keras_yogi.Adam(), False)):
+    yogi = keras_yogi.Yogi(initial_accumulator_value=0.0)
+    for optimizer, warned in ((yogi, True), (keras_yogi.Adam(), False)):
         out = variable(name="out")
         optimizer.build([out])
         for _ in range(200):

@@ -19,7 +19,8 @@ OPTIMIZERS = {
     "yogi": lambda **k: keras_yogi.Yogi(0.0625, **k),
     "proximal": lambda **k: keras_yogi.Yogi(0.0625, l1_regularization_strength=0.1, **k),
 }
-# Small ones are packed, (300, 300) and others of its rank are compiled alone, half precision goes variable by variable.
+# Small ones are packed, (300, 300) and others of its rank are compiled in one call, half precision
+# goes variable by variable.
 LAYOUT = [
     ((3, 2), "float32"),
     ((300, 300), "float32"),

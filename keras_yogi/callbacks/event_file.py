@@ -8,29 +8,36 @@ import itertools
 import os
 import platform
 import time
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 _FLUSH_EVERY = 10  # records, as tf.summary does
 _numbers = itertools.count()
 
 
 class EventFile:
-    """Events of one run. Errors are TensorFlow's own, as those of tf.summary."""
+    """Events of one run.
+
+    A folder that cannot be written to is TensorFlow's error. A disk that is full later on ends
+    the file with a warning, not the training: tf.summary does so too, without a word.
+    """
 
     def __init__(self, folder: str) -> None:
         """Makes the folder and the file."""
         import tensorflow as tf
         from tensorboard.compat.proto import event_pb2  # type: ignore[import-untyped]
 
-        self._event = event_pb2.Event
+        self._event, self._error = event_pb2.Event, tf.errors.OpError
         tf.io.gfile.makedirs(folder)
         place = f"{platform.node()}.{os.getpid()}.{next(_numbers)}"
         # TensorBoard reads the files of a folder in the order of their names.
-        path = f"{folder}/events.out.tfevents.{int(time.time()):010d}.{place}.keras_yogi"
-        self._writer = tf.io.TFRecordWriter(path)
-        self._written = 0
+        self.path = f"{folder}/events.out.tfevents.{int(time.time()):010d}.{place}.keras_yogi"
+        self._writer = tf.io.TFRecordWriter(self.path)
+        self._written, self._closed, self._failed = 0, False, False
         first = self._event(wall_time=time.time(), file_version="brain.Event:2")
         self._writer.write(first.SerializeToString())
-        self.flush()
+        self._writer.flush()
 
     def write(self, summary: bytes, step: int) -> None:
         """Adds an event.
@@ -38,20 +45,38 @@ class EventFile:
         Args:
             summary: a serialized tf.Summary.
             step: where it stands on the axis.
+
+        Raises:
+            RuntimeError: the file was closed.
         """
+        if self._closed:
+            raise RuntimeError(f"Nothing can be written to {self.path}: it is already closed")
         event = self._event(wall_time=time.time(), step=step).SerializeToString()
-        self._writer.write(event + _FIELD_OF_SUMMARY + varint(len(summary)) + summary)
+        self._try(self._writer.write, event + _FIELD_OF_SUMMARY + varint(len(summary)) + summary)
         self._written += 1
         if self._written % _FLUSH_EVERY == 0:
             self.flush()
 
     def flush(self) -> None:
         """Hands what is written to the file system."""
-        self._writer.flush()
+        if not self._closed:
+            self._try(self._writer.flush)
 
     def close(self) -> None:
         """No event can be added any more."""
-        self._writer.close()
+        if not self._closed:
+            self._try(self._writer.close)
+        self._closed = True
+
+    def _try(self, action: Callable[..., Any], *arguments: Any) -> None:
+        if self._failed:
+            return
+        try:
+            action(*arguments)
+        except self._error as error:
+            self._failed = True
+            text = f"Nothing more is written to {self.path}; training goes on. {error}"
+            warnings.warn(text, stacklevel=4)
 
 
 _FIELD_OF_SUMMARY = b"\x2a"

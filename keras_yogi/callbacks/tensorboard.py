@@ -92,18 +92,19 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._batches = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Writes the pages that do not change."""
+        """Begins the run's session on the HParams page."""
         super().on_train_begin(logs)
         self._forget()
         self._events = EventFile(self.log_dir)
-        optimizer = self.model.optimizer
-        self._events.write(run_pages.hparams(optimizer), 0)
-        self._events.write(summaries.text("optimizer/config", run_pages.page(optimizer)), 0)
+        self._events.write(run_pages.hparams(self.model.optimizer), 0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Writes the optimizer's scalars, if it is time for them."""
         super().on_train_batch_end(batch, logs)
         self._batches += 1
+        if self._batches == 1:  # Keras builds the optimizer in the first step, and so its engine
+            page = run_pages.page(self.model.optimizer)
+            self._events.write(summaries.text("optimizer/config", page), 0)
         if self.optimizer_freq != "epoch" and self._batches % self.optimizer_freq == 0:
             if hasattr(self.model, "jax_state_sync"):
                 self.model.jax_state_sync()  # on JAX, `fit` holds the newest values

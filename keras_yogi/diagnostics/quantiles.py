@@ -67,6 +67,6 @@ def _ranks(count: Any, fraction: float) -> tuple[Any, Any, Any]:
 
 
 def _between(low: Array, high: Array, part: Any) -> Array:
-    # Where both are infinite, their difference is not a number.
+    # Where one is infinite, their difference is not a number.
     with np.errstate(invalid="ignore"):
-        return np.where(low == high, low, low + (high - low) * part)
+        return np.where((low == high) | (part == 0), low, low + (high - low) * part)

@@ -1,0 +1,315 @@
+"""keras_yogi.TensorBoard: event files read back, and training that it does not change."""
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_diagnose import ROUNDING, by_hand
+
+import keras_yogi
+from keras_yogi.callbacks import run_pages
+from keras_yogi.diagnostics.gauge import FIGURES
+
+LAYERS = {
+    "embed": ["embed/embeddings"],
+    "hidden": ["hidden/kernel", "hidden/bias"],
+    "out": ["out/kernel", "out/bias"],
+}
+VARIABLES = [variable for of_layer in LAYERS.values() for variable in of_layer]
+OF_MODEL = ["learning_rate", *FIGURES, "skipped_steps", "untouched_rows"]
+SCALARS = {f"optimizer/{figure}" for figure in OF_MODEL}
+OF_LAYERS = {
+    *(f"optimizer_layers/{variable}/{figure}" for variable in VARIABLES for figure in FIGURES),
+    "optimizer_layers/embed/embeddings/untouched_rows",
+}
+HISTOGRAMS = {
+    f"optimizer_layers/{layer}/log10_{what}"
+    for layer in LAYERS
+    for what in ("effective_learning_rate", "root_velocity", "update")
+}
+PAGES = {
+    "optimizer/config",
+    "_hparams_/experiment",
+    "_hparams_/session_start_info",
+    "_hparams_/session_end_info",
+    "custom_scalars__config__",
+}
+
+
+def data():
+    random = np.random.default_rng(0)
+    x = random.integers(0, 20, (48, 3))
+    return x, np.sin(x.sum(axis=1, keepdims=True)).astype("float32")
+
+
+def compiled(optimizer, dropout=0.0):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((3,), dtype="int32"),
+            keras.layers.Embedding(30, 4, name="embed"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5, activation="tanh", name="hidden"),
+            keras.layers.Dropout(dropout),
+            keras.layers.Dense(1, name="out"),
+        ]
+    )
+    model.compile(optimizer, loss="mse", metrics=["mae"])
+    return model
+
+
+def fit(model, callback, epochs=2, **arguments):
+    """Three batches an epoch."""
+    arguments = {"batch_size": 16, "verbose": 0, **arguments}
+    return model.fit(*data(), epochs=epochs, callbacks=[callback], **arguments)
+
+
+def events(folder):
+    """What the event files of a folder hold: (tag, plugin) → {step: value}, in order."""
+    found = {}
+    for path in sorted(Path(folder).glob("events.out.tfevents.*")):
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                key = value.tag, value.metadata.plugin_data.plugin_name
+                number = tf.make_ndarray(value.tensor) if value.HasField("tensor") else None
+                found.setdefault(key, []).append((event.step, number))
+    return found
+
+
+def tags(folder, plugin=None):
+    return {tag for tag, kind in events(folder) if plugin in (None, kind)}
+
+
+def scalars(folder, tag):
+    return {step: value.item() for step, value in events(folder)[tag, "scalars"]}
+
+
+@pytest.mark.parametrize("optimizer_class", [keras_yogi.Adam, keras_yogi.Yogi])
+@pytest.mark.parametrize("fused", [True, False])
+def test_tags_values_and_steps_of_epochs(optimizer_class, fused, tmp_path):
+    model = compiled(optimizer_class(0.0625, fused=fused))
+    fit(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=1))
+    assert tags(tmp_path, "scalars") == SCALARS | OF_LAYERS
+    assert tags(tmp_path, "histograms") == HISTOGRAMS
+    assert tags(tmp_path) == SCALARS | OF_LAYERS | HISTOGRAMS | PAGES
+    found = events(tmp_path)
+    for tag in SCALARS | OF_LAYERS:
+        assert [step for step, _ in found[tag, "scalars"]] == [0, 1], tag
+    assert all(value.dtype == "float32" for _, value in found["optimizer/update_norm", "scalars"])
+
+    expected, of_model = by_hand(model.optimizer, model.trainable_variables)
+    for figure in FIGURES:
+        last = scalars(tmp_path, f"optimizer/{figure}")[1]
+        assert last == pytest.approx(of_model[figure], rel=ROUNDING), figure
+        for variable, of_variable in zip(VARIABLES, expected, strict=True):
+            last = scalars(tmp_path, f"optimizer_layers/{variable}/{figure}")[1]
+            assert last == pytest.approx(of_variable[figure], rel=ROUNDING), (variable, figure)
+    assert scalars(tmp_path, "optimizer/learning_rate") == {0: 0.0625, 1: 0.0625}
+    untouched = 30 - len(np.unique(data()[0]))
+    assert scalars(tmp_path, "optimizer/untouched_rows") == {0: untouched, 1: untouched}
+
+
+def test_what_keras_writes_is_as_keras_writes_it(tmp_path):
+    contents = []
+    for name, callback_class in {
+        "ours": keras_yogi.TensorBoard,
+        "keras": keras.callbacks.TensorBoard,
+    }.items():
+        folder = tmp_path / name
+        model = compiled(keras_yogi.Yogi(0.0625))
+        callback = callback_class(str(folder), 1, update_freq=2)
+        fit(model, callback, validation_split=1 / 3, shuffle=False)
+        contents.append([events(folder / part) for part in ("train", "validation")])
+    for ours, theirs in zip(*contents, strict=True):
+        # Keras's histograms are named after a model's number.
+        of_tags = [{re.sub(r"^sequential_\d+", "", tag) for tag, _ in e} for e in (ours, theirs)]
+        assert of_tags[0] == of_tags[1]
+        for (tag, plugin), values in ours.items():
+            if plugin == "scalars":
+                assert values == theirs[tag, plugin], tag
+
+
+@pytest.mark.parametrize(("frequency", "steps"), [("batch", [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6])])
+def test_steps_of_batches(frequency, steps, tmp_path):
+    model = compiled(keras_yogi.Yogi(0.0625))
+    # Keras's `update_freq` has no say in it.
+    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq=frequency, update_freq=100)
+    fit(model, callback)
+    found = events(tmp_path)
+    for tag in SCALARS | OF_LAYERS:
+        assert [step for step, _ in found[tag, "scalars"]] == steps
+    # A model of fewer than 65,536 weights is looked at whole.
+    _, of_model = by_hand(model.optimizer, model.trainable_variables)
+    for figure in FIGURES:
+        last = scalars(tmp_path, f"optimizer/{figure}")[steps[-1]]
+        assert last == pytest.approx(of_model[figure], rel=ROUNDING)
+
+
+def test_without_variables(tmp_path):
+    callback = keras_yogi.TensorBoard(tmp_path, per_variable=False)
+    fit(compiled(keras_yogi.Adam()), callback)
+    assert tags(tmp_path, "scalars") == SCALARS
+    assert "custom_scalars__config__" not in tags(tmp_path)
+
+
+def test_histograms_count_the_weights_of_a_layer(tmp_path):
+    model = compiled(keras_yogi.Yogi(0.0625))
+    fit(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=2), epochs=3)
+    found = events(tmp_path)
+    hidden = model.get_layer("hidden").trainable_variables
+    values = []
+    for variable in hidden:
+        velocity = np.array(model.optimizer.get_slot(variable, "velocity"), "float64")
+        values.append(0.5 * np.log10(velocity / (1 - 0.999**9)).ravel())
+    values = np.concatenate(values)
+    buckets = dict(found["optimizer_layers/hidden/log10_root_velocity", "histograms"])
+    assert list(buckets) == [0, 2]
+    left, right, counts = buckets[2].T
+    assert buckets[2].shape == (30, 3)
+    assert counts.sum() == len(values) == 65
+    assert left[0] == pytest.approx(values.min(), abs=1e-6)
+    assert right[-1] == pytest.approx(values.max(), abs=1e-6)
+    # A value within rounding of an edge may fall on either side.
+    edges = np.append(left, right[-1]) + 1e-6
+    expected = np.histogram(values, np.append(edges[:-1] - 2e-6, edges[-1]))[0]
+    assert np.abs(counts - expected).sum() <= 2
+
+
+def test_histograms_leave_out_what_has_no_logarithm(tmp_path):
+    model = compiled(keras_yogi.Adam(0.0625))
+    fit(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=1), epochs=1)
+    ((_, buckets),) = events(tmp_path)["optimizer_layers/embed/log10_update", "histograms"]
+    assert buckets[:, 2].sum() == 4 * len(np.unique(data()[0]))
+
+
+def test_the_configuration_page(tmp_path):
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
+    fit(compiled(keras_yogi.Yogi(schedule, fused=True)), keras_yogi.TensorBoard(tmp_path))
+    ((step, page),) = events(tmp_path)["optimizer/config", "text"]
+    page = page.item().decode()
+    assert step == 0
+    for expected in (
+        "## keras_yogi.Yogi",
+        "| engine | fused |",
+        "ExponentialDecay",
+        "| epsilon | `0.001` |",
+        f"| Keras | {keras.__version__}, backend tensorflow |",
+        f"| TensorFlow | {tf.__version__} |",
+        "CPU:0",
+    ):
+        assert expected in page, expected
+
+
+def test_hyperparameters():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
+    found = run_pages.hyperparameters(keras_yogi.Yogi(schedule, clipnorm=1.0))
+    assert found["optimizer"] == "keras_yogi.Yogi"
+    assert found["learning_rate"].startswith("ExponentialDecay(initial_learning_rate=0.5, ")
+    assert found["clipnorm"] == 1.0
+    assert "weight_decay" not in found
+    sgd = keras.optimizers.SGD()
+    assert run_pages.hyperparameters(sgd)["optimizer"] == "keras.optimizers.SGD"
+    outer = keras.optimizers.LossScaleOptimizer(keras_yogi.Adam())
+    assert run_pages.hyperparameters(outer)["optimizer"] == "keras_yogi.Adam"
+    assert "Inside a keras.optimizers.LossScaleOptimizer" in run_pages.page(outer)
+
+
+# Training
+
+
+@pytest.mark.parametrize("optimizer_class", [keras_yogi.Adam, keras_yogi.Yogi])
+@pytest.mark.parametrize("fused", [True, False])
+def test_training_is_bitwise_the_same(optimizer_class, fused, tmp_path):
+    states = []
+    for callback in (
+        keras.callbacks.Callback(),
+        keras_yogi.TensorBoard(tmp_path, 1, optimizer_freq="batch"),
+        keras_yogi.TensorBoard(tmp_path, 1),
+    ):
+        model = compiled(optimizer_class(0.0625, fused=fused), dropout=0.5)
+        fit(model, callback, epochs=3)
+        model.fit(*data(), batch_size=16, verbose=0)  # nothing has been left behind
+        states.append([v.numpy().tobytes() for v in [*model.variables, *model.optimizer.variables]])
+    assert states[0] == states[1] == states[2]
+
+
+def test_a_callback_can_be_used_again(tmp_path):
+    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
+    fit(compiled(keras_yogi.Adam(0.25)), callback, epochs=1)
+    model = compiled(keras_yogi.Yogi(0.5))
+    fit(model, callback, epochs=1)
+    rates = [value for _, value in events(tmp_path)["optimizer/learning_rate", "scalars"]]
+    assert rates == [0.25] * 3 + [0.5] * 3
+    assert len(events(tmp_path)["_hparams_/session_start_info", "hparams"]) == 2
+
+
+def test_two_callbacks_write_into_one_folder(tmp_path):
+    callbacks = [keras_yogi.TensorBoard(tmp_path) for _ in range(2)]
+    compiled(keras_yogi.Adam()).fit(*data(), callbacks=callbacks, verbose=0)
+    assert len(events(tmp_path)["optimizer/update_norm", "scalars"]) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_as_in_keras(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    errors = []
+    for callback_class in (keras.callbacks.TensorBoard, keras_yogi.TensorBoard):
+        model = compiled(keras_yogi.Adam())
+        before = [w.tobytes() for w in model.get_weights()]
+        with pytest.raises(tf.errors.OpError) as raised:
+            fit(model, callback_class(str(tmp_path / "file" / "logs")))
+        errors.append(type(raised.value))
+        assert str(tmp_path / "file") in str(raised.value)
+        assert before == [w.tobytes() for w in model.get_weights()]
+    assert errors[0] is errors[1]
+
+
+def test_a_writer_that_was_closed_is_an_error(tmp_path):
+    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
+    close = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: callback._events.close() if batch == 1 else None
+    )
+    model = compiled(keras_yogi.Adam(0.0625))
+    with pytest.raises(RuntimeError, match="already closed"):
+        model.fit(*data(), batch_size=16, callbacks=[callback, close], verbose=0)
+    assert list(scalars(tmp_path, "optimizer/update_norm")) == [1, 2]
+    assert int(model.optimizer.iterations) == 3  # the step itself was made
+
+
+FULL = """
+    import resource, signal, sys, warnings
+    import numpy as np
+    sys.path.insert(0, {tests!r})
+    import test_tensorboard as t
+    callback = t.keras_yogi.TensorBoard({folder!r}, optimizer_freq={frequency!r})
+    model, twin = [t.compiled(t.keras_yogi.Adam(0.0625)) for _ in range(2)]
+    t.fit(twin, t.keras.callbacks.Callback(), epochs=4, shuffle=False)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a disk that is full
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        t.fit(model, callback, epochs=4, shuffle=False)
+    texts = [str(w.message) for w in caught if "training goes on" in str(w.message)]
+    same = [np.array_equal(*pair) for pair in zip(model.get_weights(), twin.get_weights())]
+    print("RESULT", int(model.optimizer.iterations), all(same), len(texts))
+"""
+
+
+@pytest.mark.parametrize("frequency", ["batch", "epoch"])
+def test_training_goes_on_when_the_disk_is_full(frequency, tmp_path):
+    """As with keras.callbacks.TensorBoard, but with a warning, and once."""
+    code = textwrap.dedent(FULL).format(
+        tests=str(Path(__file__).parent), folder=str(tmp_path / "logs"), frequency=frequency
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "RESULT 12 True 1" in done.stdout, done.stderr
+    files = list((tmp_path / "logs").glob("events*"))
+    assert [path.stat().st_size <= 20_000 for path in files] == [True]

@@ -1,0 +1,185 @@
+"""keras_yogi.TensorBoard with other optimizers, wrappers and strategies; bad arguments."""
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from test_diagnose import ROUNDING, by_hand
+from test_tensorboard import OF_LAYERS, SCALARS, compiled, events, fit, scalars, tags
+
+import keras_yogi
+from keras_yogi.diagnostics.gauge import FIGURES
+
+
+def assert_last_values(folder, optimizer, variables, step=1):
+    _, of_model = by_hand(optimizer, variables)
+    for figure in FIGURES:
+        last = scalars(folder, f"optimizer/{figure}")[step]
+        assert last == pytest.approx(of_model[figure], rel=ROUNDING), figure
+
+
+def test_keras_adam_has_all_scalars(tmp_path):
+    fit(compiled(keras.optimizers.Adam()), keras_yogi.TensorBoard(tmp_path))
+    assert tags(tmp_path, "scalars") == SCALARS | OF_LAYERS
+
+
+def test_of_other_optimizers_what_can_be_told_is_written_and_the_rest_said_once(tmp_path):
+    callback = keras_yogi.TensorBoard(tmp_path, histogram_freq=1, optimizer_freq="batch")
+    with pytest.warns(UserWarning, match="SGD has no effective learning rate") as caught:
+        fit(compiled(keras.optimizers.SGD(0.5, momentum=0.9)), callback)
+    assert len([w for w in caught if "effective" in str(w.message)]) == 1
+    names = {"learning_rate", "skipped_steps", "weight_norm", "momentum_norm"}
+    found = {tag for tag in tags(tmp_path, "scalars") if tag.startswith("optimizer/")}
+    assert found == {f"optimizer/{name}" for name in names}
+    assert "optimizer_layers/out/kernel/momentum_norm" in tags(tmp_path)
+    assert not any("log10" in tag for tag in tags(tmp_path))
+
+
+def test_a_loss_scale_optimizer(tmp_path):
+    optimizer = keras.optimizers.LossScaleOptimizer(keras_yogi.Yogi(0.0625), initial_scale=4.0)
+    model = compiled(optimizer)
+    fit(model, keras_yogi.TensorBoard(tmp_path))
+    assert tags(tmp_path, "scalars") == SCALARS | OF_LAYERS
+    assert_last_values(tmp_path, optimizer, model.trainable_variables)
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="newer Keras")
+def test_a_multi_optimizer(tmp_path):
+    ours, rest = keras_yogi.Yogi(0.0625, name="ours"), keras_yogi.Adam(0.25, name="rest")
+    by_path = keras.optimizers.OptimizerMap(rest, {".*embed.*": ours})
+    model = compiled(keras.optimizers.MultiOptimizer(by_path))
+    fit(model, keras_yogi.TensorBoard(tmp_path))
+    rates = {"optimizer/learning_rate_ours", "optimizer/learning_rate_rest"}
+    assert tags(tmp_path, "scalars") == (SCALARS - {"optimizer/learning_rate"} | rates) | OF_LAYERS
+    embed, *others = model.trainable_variables
+    squares = [by_hand(ours, [embed])[1], by_hand(rest, others)[1]]
+    norm = np.sqrt(sum(figures["update_norm"] ** 2 for figures in squares))
+    assert scalars(tmp_path, "optimizer/update_norm")[1] == pytest.approx(norm, rel=ROUNDING)
+
+
+def test_a_schedule(tmp_path):
+    schedule = keras.optimizers.schedules.InverseTimeDecay(0.5, 1, 1.0)
+    fit(compiled(keras_yogi.Adam(schedule)), keras_yogi.TensorBoard(tmp_path))
+    assert scalars(tmp_path, "optimizer/learning_rate") == {0: 0.125, 1: np.float32(0.5 / 7)}
+
+
+def test_a_learning_rate_that_a_callback_changes(tmp_path):
+    model = compiled(keras_yogi.Adam(0.5))
+    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    ours = keras_yogi.TensorBoard(tmp_path, optimizer_freq=3)
+    model.fit(
+        np.zeros((48, 3), "int32"),
+        np.ones(48),
+        batch_size=16,
+        epochs=2,
+        callbacks=[scheduler, ours],
+        verbose=0,
+    )
+    assert scalars(tmp_path, "optimizer/learning_rate") == {3: 0.25, 6: 0.125}
+    assert_last_values(tmp_path, model.optimizer, model.trainable_variables, step=6)
+
+
+def test_skipped_steps(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras_yogi.Adam(skip_nonfinite=True), loss="mse")
+    x = np.ones((4, 2), "float32")
+    x[1] = np.nan
+    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
+    model.fit(x, np.ones(4), batch_size=1, shuffle=False, callbacks=[callback], verbose=0)
+    assert scalars(tmp_path, "optimizer/skipped_steps") == {1: 0, 2: 1, 3: 1, 4: 1}
+
+
+def test_gradient_accumulation(tmp_path):
+    model = compiled(keras_yogi.Yogi(0.0625, gradient_accumulation_steps=2))
+    fit(model, keras_yogi.TensorBoard(tmp_path))
+    assert_last_values(tmp_path, model.optimizer, model.trainable_variables)
+
+
+def test_a_model_that_is_built_by_its_first_batch(tmp_path):
+    model = keras.Sequential([keras.layers.Dense(2, name="late")])
+    model.compile(keras_yogi.Yogi(), loss="mse")
+    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), batch_size=2, callbacks=[callback], verbose=0)
+    assert list(scalars(tmp_path, "optimizer_layers/late/kernel/update_norm")) == [1, 2]
+
+
+MIRRORED = """
+    import sys
+    import keras, numpy as np
+    import tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    sys.path.insert(0, {tests!r})
+    import test_tensorboard as t
+    for name, strategy in dict(
+        mirrored=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
+        one=tf.distribute.OneDeviceStrategy("CPU:0"),
+    ).items():
+        with strategy.scope():
+            model = t.compiled(t.keras_yogi.Yogi(0.0625, fused=False))
+        folder = {folder!r} + "/" + name
+        callbacks = [
+            t.keras_yogi.TensorBoard(folder, 1),
+            t.keras_yogi.TensorBoard(folder + "_batches", optimizer_freq="batch"),
+        ]
+        for callback in callbacks:
+            t.fit(model, callback, epochs=1, shuffle=False)
+        print("OK", name, t.keras_yogi.diagnose(model.optimizer).step)
+"""
+
+
+def test_mirrored_variables(tmp_path):
+    """Two replicas and one end with the same slots, up to the order of a sum of gradients."""
+    code = textwrap.dedent(MIRRORED).format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "OK mirrored 6" in done.stdout, done.stderr
+    for runs in ("", "_batches"):
+        mirrored, one = (tmp_path / f"{name}{runs}" for name in ("mirrored", "one"))
+        assert tags(mirrored) == tags(one)
+        assert tags(mirrored, "scalars") == SCALARS | OF_LAYERS
+        for figure in FIGURES:
+            ours, theirs = (scalars(folder, f"optimizer/{figure}") for folder in (mirrored, one))
+            # 6e-8 a gradient, in six steps each of which feeds the next
+            assert ours == pytest.approx(theirs, rel=1e-4), figure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optimizer_freq": 0}, '`optimizer_freq` must be "epoch", "batch" or an integer >= 1'),
+        ({"optimizer_freq": True}, "Received: optimizer_freq=True"),
+        ({"optimizer_freq": "step"}, "Received: optimizer_freq='step'"),
+        ({"optimizer_freq": 1.5}, "Received: optimizer_freq=1.5"),
+        ({"per_variable": 1}, "`per_variable` must be True or False. Received: per_variable=1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        keras_yogi.TensorBoard(**arguments)
+
+
+def test_arguments_go_where_they_go_in_keras():
+    callback = keras_yogi.TensorBoard("folder", 2, False, update_freq=7)
+    assert (callback.log_dir, callback.histogram_freq) == ("folder", 2)
+    assert (callback.write_graph, callback.update_freq) == (False, 7)
+    with pytest.raises(TypeError):
+        keras_yogi.TensorBoard(optimizer_frequency=1)
+
+
+def test_the_whole_of_a_record_is_read_back(tmp_path):
+    """Tags of more than 127 bytes have lengths of two bytes."""
+    name = "layer_of_a_long_name_" * 8
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name=name)])
+    model.compile(keras_yogi.Adam(), loss="mse")
+    fitted = dict(callbacks=[keras_yogi.TensorBoard(tmp_path)], verbose=0)
+    model.fit(np.ones((4, 2)), np.ones(4), **fitted)
+    expected = {f"optimizer_layers/{name}/{v}/{f}" for v in ("kernel", "bias") for f in FIGURES}
+    found = {tag for tag, kind in events(tmp_path) if tag.startswith("optimizer_layers/")}
+    assert found == expected

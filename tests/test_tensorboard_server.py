@@ -1,0 +1,173 @@
+"""A real TensorBoard, asked over HTTP for what keras_yogi.TensorBoard has written."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+
+import pytest
+from test_diagnose import ROUNDING, by_hand
+from test_tensorboard import HISTOGRAMS, LAYERS, OF_LAYERS, SCALARS, compiled, fit
+
+import keras_yogi
+from keras_yogi.diagnostics.gauge import FIGURES
+
+RUNS = {"adam": keras_yogi.Adam, "yogi": keras_yogi.Yogi}
+
+
+class Server:
+    """TensorBoard on a free port of this machine."""
+
+    def __init__(self, logdir, output):
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+        command += ["--host", "127.0.0.1", "--port", "0", "--reload_interval", "1"]
+        self._output = output
+        self.process = subprocess.Popen(command, stdout=output.open("w"), stderr=subprocess.STDOUT)
+        self.url = self._wait_for(self._address, seconds=120)
+
+    def _address(self):
+        found = re.search(r"http://127\.0\.0\.1:\d+/", self._output.read_text())
+        return found and found[0]
+
+    def _wait_for(self, look, seconds):
+        last = time.monotonic() + seconds
+        while time.monotonic() < last:
+            if found := look():
+                return found
+            assert self.process.poll() is None, self._output.read_text()
+            time.sleep(0.2)
+        raise AssertionError(f"nothing after {seconds} s: {self._output.read_text()}")
+
+    def get(self, path, **arguments):
+        return self._open(f"{self.url}data/{path}?{urllib.parse.urlencode(arguments)}")
+
+    def post(self, path, **arguments):
+        body = json.dumps(arguments).encode()
+        headers = {"Content-Type": "application/json"}
+        return self._open(urllib.request.Request(f"{self.url}data/{path}", body, headers))
+
+    def _open(self, request):
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def wait_for_runs(self, runs):
+        self._wait_for(lambda: set(runs) <= set(self.get("runs")), seconds=120)
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    logdir = tmp_path_factory.mktemp("logs")
+    trained = {}
+    for run, optimizer_class in RUNS.items():
+        trained[run] = compiled(optimizer_class(0.0625))
+        callback = keras_yogi.TensorBoard(logdir / run, histogram_freq=1)
+        fit(trained[run], callback, epochs=3, validation_split=1 / 3)
+    return logdir, trained
+
+
+@pytest.fixture(scope="module")
+def server(models, tmp_path_factory):
+    logdir, _ = models
+    server = Server(logdir, tmp_path_factory.mktemp("server") / "output")
+    try:
+        server.wait_for_runs([f"{run}{part}" for run in RUNS for part in ("", "/train")])
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_scalars(server, models, run):
+    by_run = server.get("plugin/scalars/tags")
+    assert set(by_run[run]) == SCALARS | OF_LAYERS
+    assert "epoch_loss" in by_run[f"{run}/train"]
+    assert "epoch_loss" in by_run[f"{run}/validation"]
+    model = models[1][run]
+    expected, of_model = by_hand(model.optimizer, model.trainable_variables)
+    tags = {f"optimizer/{figure}": of_model[figure] for figure in FIGURES}
+    tags |= {f"optimizer_layers/out/kernel/{figure}": expected[3][figure] for figure in FIGURES}
+    for tag, value in tags.items():
+        points = server.get("plugin/scalars/scalars", run=run, tag=tag)
+        assert [step for _, step, _ in points] == [0, 1, 2]
+        assert points[-1][2] == pytest.approx(value, rel=ROUNDING), tag
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_histograms(server, run):
+    assert set(server.get("plugin/histograms/tags")[run]) == HISTOGRAMS
+    tag = "optimizer_layers/hidden/log10_effective_learning_rate"
+    points = server.get("plugin/histograms/histograms", run=run, tag=tag)
+    assert [step for _, step, _ in points] == [0, 1, 2]
+    assert sum(count for _, _, count in points[-1][2]) == 65
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_text(server, run):
+    assert server.get("plugin/text/tags")[run] == ["optimizer/config"]
+    (page,) = server.get("plugin/text/text", run=run, tag="optimizer/config")
+    assert f"keras_yogi.{run.title()}</h2>" in page["text"]
+    assert "<td>engine</td>" in page["text"]
+    assert "<td>fused</td>" in page["text"]
+
+
+def test_hyperparameters_of_both_runs_are_in_one_table(server):
+    experiment = server.post("plugin/hparams/experiment", experimentName="")
+    columns = {info["name"] for info in experiment["hparamInfos"]}
+    assert {"optimizer", "learning_rate", "epsilon", "initial_accumulator_value"} <= columns
+    metrics = [(info["name"]["group"], info["name"]["tag"]) for info in experiment["metricInfos"]]
+    wanted = [
+        (part, f"epoch_{name}") for part in ("train", "validation") for name in ("loss", "mae")
+    ]
+    assert sorted(metrics) == sorted(wanted)
+    answer = server.post(
+        "plugin/hparams/session_groups",
+        experimentName="",
+        startIndex=0,
+        sliceSize=10,
+        allowedStatuses=["STATUS_SUCCESS"],
+        colParams=[{"hparam": "optimizer"}, {"metric": {"group": "train", "tag": "epoch_loss"}}],
+    )
+    rows = {row["hparams"]["optimizer"]: row for row in answer["sessionGroups"]}
+    assert set(rows) == {"keras_yogi.Adam", "keras_yogi.Yogi"}
+    for run in RUNS:
+        row = rows[f"keras_yogi.{run.title()}"]
+        assert row["hparams"]["learning_rate"] == 0.0625
+        assert [session["name"] for session in row["sessions"]] == [run]
+        values = {
+            v["name"]["group"]: v["value"]
+            for v in row["metricValues"]
+            if "loss" in v["name"]["tag"]
+        }
+        for part, value in values.items():
+            points = server.get("plugin/scalars/scalars", run=f"{run}/{part}", tag="epoch_loss")
+            assert value == pytest.approx(points[-1][2])
+        assert set(values) == {"train", "validation"}
+
+
+def test_one_card_a_layer(server):
+    layout = server.get("plugin/custom_scalars/layout")
+    categories = {category["title"]: category["chart"] for category in layout["category"]}
+    charts = categories["effective_learning_rate_median"]
+    assert [chart["title"] for chart in charts] == list(LAYERS)
+    for chart, variables in zip(charts, LAYERS.values(), strict=True):
+        (pattern,) = chart["multiline"]["tag"]
+        lines = server.get("plugin/custom_scalars/scalars", run="adam", tag=pattern)
+        expected = {f"optimizer_layers/{v}/effective_learning_rate_median" for v in variables}
+        assert set(lines["tag_to_events"]) == expected
+
+
+def test_the_server_can_be_stopped(models, tmp_path):
+    server = Server(models[0], tmp_path / "output")
+    server.stop()
+    assert server.process.poll() is not None
