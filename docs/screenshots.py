@@ -11,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import shutil
 import tempfile
+import urllib.parse
 from pathlib import Path
 
 import keras
@@ -22,7 +23,7 @@ import keras_yogi
 
 PICTURE = Path(__file__).with_name("tensorboard.png")
 TAGS = (
-    "optimizer/effective_learning_rate_max"
+    "optimizer/effective_learning_rate_median"
     "|optimizer/update_to_weight_ratio|optimizer/signal_to_noise"
 )
 
@@ -53,9 +54,13 @@ def photograph(url: str, picture: Path) -> None:
     """Opens TensorBoard's page of scalars, and saves it when its cards are drawn."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
-        page = browser.new_page(viewport={"width": 1400, "height": 760})
-        page.goto(f"{url}?darkMode=false#timeseries&tagFilter={TAGS}&runFilter=^(adam%7Cyogi)$")
+        page = browser.new_page(viewport={"width": 1400, "height": 620})
+        shown = urllib.parse.urlencode(
+            {"darkMode": "false", "smoothing": 0, "tagFilter": TAGS, "runFilter": "^(adam|yogi)$"}
+        )
+        page.goto(f"{url}?{shown}#timeseries")
         page.wait_for_selector("scalar-card line-chart", timeout=60_000)
+        page.get_by_role("button", name="Settings").last.click()  # closes its side bar
         page.wait_for_timeout(4000)  # the lines are animated
         page.screenshot(path=str(picture))
         browser.close()

@@ -68,12 +68,12 @@ class Group:
     def _observation(self) -> Callable[..., Any]:
         every = {"weights": self.variables, **self.slots}
         readers = {name: self.sample.reader(of_all, self.dtype) for name, of_all in every.items()}
-        owners = self.sample.owners.astype("int32")
+        owners, count = self.sample.owners.astype("int32"), len(self.variables)
 
         def of_all(learning_rate: Any, step: Any) -> Any:
             streams = {name: read() for name, read in readers.items()}
             seen = self._look(streams, learning_rate, step)
-            return looks.sums(looks.summands(streams, seen), seen, owners), seen
+            return looks.sums(looks.summands(streams, seen), seen, owners, count), seen
 
         return reading.in_a_graph(of_all) if self._compiled else of_all
 
@@ -115,12 +115,13 @@ class Group:
             }
             seen = self._look(streams, *self._scalars(progress))
             owners = np.zeros(streams["weights"].shape, "int32")
-            for name, value in looks.sums(looks.summands(streams, seen), seen, owners).items():
+            added = looks.summands(streams, seen)
+            for name, value in looks.sums(added, seen, owners, 1).items():
                 number = float(ops.convert_to_numpy(value)[0])
                 total[name] = merged(name, [total[name], number]) if name in total else number
             if seen is not None:
                 whole_rows = ops.all(ops.reshape(seen.untouched, [-1, row]), axis=1)
-                rows += int(ops.convert_to_numpy(ops.count_nonzero(whole_rows)))
+                rows += int(ops.convert_to_numpy(ops.sum(ops.cast(whole_rows, "int32"))))
         return total, rows
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from keras_yogi.engine import reading
 from keras_yogi.optimizers import rules
 from keras_yogi.optimizers.base import AdaptiveOptimizer
 from keras_yogi.optimizers.rules import StepScalars, Tensor
@@ -84,21 +85,24 @@ def summands(streams: dict[str, Tensor], seen: Look | None) -> dict[str, Tensor]
     return found
 
 
-def sums(added: dict[str, Tensor], seen: Look | None, owners: Tensor) -> dict[str, Tensor]:
+def sums(
+    added: dict[str, Tensor], seen: Look | None, owners: Tensor, count: int
+) -> dict[str, Tensor]:
     """Sums and extremes over the weights of each variable.
 
     Args:
         added: what `summands` gives.
         seen: the same weights, looked at; None where no rule is known.
-        owners: for each weight the number of its variable; rising.
+        owners: for each weight the number of its variable, in order.
+        count: of variables.
 
     Returns:
         By name, one value per variable; "least" and "most" are the extreme effective learning
         rates.
     """
-    found = {name: ops.segment_sum(each, owners, sorted=True) for name, each in added.items()}
+    found = {name: reading.sum_of_each(each, owners, count) for name, each in added.items()}
     if seen is not None:
         rate = ops.cast(seen.effective_learning_rate, found["weights"].dtype)
-        found["least"] = -ops.segment_max(-rate, owners, sorted=True)
-        found["most"] = ops.segment_max(rate, owners, sorted=True)
+        found["least"] = -reading.max_of_each(-rate, owners, count)
+        found["most"] = reading.max_of_each(rate, owners, count)
     return found

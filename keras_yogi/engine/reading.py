@@ -35,6 +35,14 @@ if keras.config.backend() == "tensorflow":
         # then on, as it does with a variable of which single rows are written.
         return tf.gather(tf.reshape(tf.convert_to_tensor(array), [-1]), places)
 
+    def sum_of_each(values: Any, owners: Any, count: int) -> Any:
+        """Sums of the values of each of `count` owners, who are numbered and come in order."""
+        return tf.math.segment_sum(values, owners)
+
+    def max_of_each(values: Any, owners: Any, count: int) -> Any:
+        """The largest value of each owner, as `sum_of_each`."""
+        return tf.math.segment_max(values, owners)
+
 else:
 
     def in_a_graph(function: Function) -> Function:
@@ -52,3 +60,11 @@ else:
     def take(array: Any, places: np.ndarray) -> Any:
         """Some elements of an array, by their places in it as one row."""
         return ops.take(ops.reshape(ops.convert_to_tensor(array), [-1]), places)
+
+    def sum_of_each(values: Any, owners: Any, count: int) -> Any:
+        """Sums of the values of each of `count` owners, who are numbered and come in order."""
+        return ops.segment_sum(values, ops.convert_to_tensor(owners), count)
+
+    def max_of_each(values: Any, owners: Any, count: int) -> Any:
+        """The largest value of each owner, as `sum_of_each`."""
+        return ops.segment_max(values, ops.convert_to_tensor(owners), count)
