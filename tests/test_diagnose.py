@@ -37,9 +37,8 @@ def train(optimizer, variables, steps=5, seed=1):
         gradients = [random.normal(size=v.shape).astype("float32") for v in variables]
         gradients[0][20:] = 0
         gradients[2][2] = 0
-        optimizer.apply(
-            [keras.ops.cast(g, v.dtype) for g, v in zip(gradients, variables, strict=True)]
-        )
+        cast = [keras.ops.cast(g, v.dtype) for g, v in zip(gradients, variables, strict=True)]
+        optimizer.apply(cast, variables)
     return optimizer
 
 
