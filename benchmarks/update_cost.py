@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="optimizer.apply outside tf.function")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.layouts = 3, ["MLP, 3 x 64", "400 x 1k"]
+        options.rounds, options.layouts = 3, ["MLP, 3 x 64", "one Dense"]
     results = {}
     for layout in options.layouts:
         shapes = LAYOUTS[layout]()

@@ -275,6 +275,19 @@ def test_a_sample_that_is_compiled_is_the_same(large):
         np.testing.assert_allclose(compiled[figure], eager[figure], rtol=ROUNDING)
 
 
+def test_norms_of_weights_of_a_large_model_are_read_in_turns():
+    variables = [keras.Variable(np.ones((20, 20), "float32"), name=f"w{i}") for i in range(20)]
+    optimizer = keras_yogi.Adam()
+    optimizer.build(variables)
+    gauge = Gauge(optimizer, ESTIMATED)
+    assert np.all(gauge.read().of_variables["weight_norm"] == 20)
+    for variable in variables:
+        variable.assign(variable * 2)
+    changed = [np.sum(gauge.read().of_variables["weight_norm"] == 40) for _ in range(8)]
+    assert changed == [3, 6, 9, 12, 14, 16, 18, 20]
+    assert gauge.read().of_model["weight_norm"] == pytest.approx(40 * np.sqrt(20))
+
+
 def test_a_compiled_gauge_heeds_new_hyperparameters(large):
     optimizer, _ = large
     gauge = Gauge(optimizer, ESTIMATED)
