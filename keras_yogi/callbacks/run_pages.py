@@ -73,23 +73,16 @@ def hparams_columns(optimizer: Any, logs: Iterable[str]) -> bytes:
         optimizer: of this run.
         logs: names of the losses and metrics, as Keras logs them at the end of an epoch.
     """
-    from tensorboard.plugins.hparams import api_pb2, summary
+    from tensorboard.plugins.hparams import api
 
     names = ["optimizer", "learning_rate", *Adam.hyperparameters, *Yogi.hyperparameters]
     columns = dict.fromkeys([*names, "weight_decay", *hyperparameters(optimizer)])
-    # The page shows five columns at first: those that are said to differ between runs come first.
-    infos = [api_pb2.HParamInfo(name=name, differs=name in _SHOWN_FIRST) for name in columns]
     metrics = [
-        api_pb2.MetricInfo(
-            name=api_pb2.MetricName(group=_run(log), tag=f"epoch_{log.removeprefix('val_')}"),
-            display_name=log,
-        )
-        for log in logs
+        api.Metric(f"epoch_{name.removeprefix('val_')}", group=_run(name), display_name=name)
+        for name in logs
     ]
-    return summary.experiment_pb(infos, metrics).SerializeToString()
-
-
-_SHOWN_FIRST = {"optimizer", "learning_rate", "epsilon"}
+    pb = api.hparams_config_pb([api.HParam(name) for name in columns], metrics)
+    return pb.SerializeToString()
 
 
 def _run(log: str) -> str:

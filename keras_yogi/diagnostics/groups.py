@@ -1,7 +1,6 @@
 """Variables that are looked at together: those of one optimizer and of one dtype."""
 
 from collections.abc import Callable, Sequence
-from itertools import cycle
 from typing import Any, NamedTuple
 
 import keras
@@ -19,10 +18,6 @@ Array = np.ndarray
 
 CHUNK = 2**20
 """Weights that are looked at in one go where all of a large variable's are."""
-
-
-_TURNS = 8
-"""Points after which every weight's norm has been read again."""
 
 
 class Seen(NamedTuple):
@@ -57,60 +52,27 @@ class Group:
         self._compiled = compiled
         # Graphs hold the hyperparameters as fixed numbers.
         self._observations: dict[Any, Callable[..., Any]] = {}
-        # Slots are few, and packed; weights are many. Of a large model, an eighth of them is read
-        # at a time: their norms do not change in a few steps.
-        in_turns = compiled and bool(np.any(self.sample.counts < self.sample.sizes))
-        self._squares_of_weights = np.zeros(len(self.variables))
-        self._turns = cycle(self._readers_of_weights(_TURNS if in_turns else 1))
-        self._rest_of_first_round = _TURNS - 1 if in_turns else 0
 
     def observe(self, progress: Progress) -> Seen:
         """Looks at the sample of every variable."""
         key = self.part.rule and self.part.rule.constants()
         if key not in self._observations:
             self._observations[key] = self._observation()
-        sums, of_weights = self._observations[key](*self._scalars(progress))
-        for _ in range(1 + self._rest_of_first_round):
-            places, squares = next(self._turns)
-            self._squares_of_weights[places] = ops.convert_to_numpy(squares())
-        self._rest_of_first_round = 0
-        return Seen({"weights": self._squares_of_weights.copy(), **sums}, of_weights)
+        return Seen(*self._observations[key](*self._scalars(progress)))
 
     def _scalars(self, progress: Progress) -> tuple[Any, Any]:
         """The learning rate now, and the step that the bias corrections are of."""
         learning_rate = np.array(progress.learning_rate, self.dtype)
         return learning_rate, np.array(max(progress.step, 1), "int32")
 
-    def _readers_of_weights(self, turns: int) -> list[tuple[slice, Callable[[], Any]]]:
-        """Sums of squares of the variables' samples, in so many parts: of which, and how."""
-
-        def reader(own: slice) -> Callable[[], Any]:
-            variables = self.variables[own]
-            sample = Sample(self.sample.sizes[own].tolist(), int(self.sample.counts.max()))
-            read = sample.reader(variables, self.dtype)
-            owners, count = sample.owners.astype("int32"), len(variables)
-
-            def squares() -> Any:
-                added = looks.summands({"weights": read()}, None)
-                return looks.sums(added, None, owners, count)["weights"]
-
-            return reading.in_a_graph(squares) if self._compiled else squares
-
-        parts = [slice(turn, None, turns) for turn in range(turns)]
-        return [(own, reader(own)) for own in parts if self.variables[own]]
-
     def _observation(self) -> Callable[..., Any]:
-        rule = self.part.rule
-        every = {**self.slots}
-        if rule is not None and rule.step_depends_on_weights:
-            every["weights"] = self.variables
+        every = {"weights": self.variables, **self.slots}
         readers = {name: self.sample.reader(of_all, self.dtype) for name, of_all in every.items()}
         owners, count = self.sample.owners.astype("int32"), len(self.variables)
 
         def of_all(learning_rate: Any, step: Any) -> Any:
             streams = {name: read() for name, read in readers.items()}
             seen = self._look(streams, learning_rate, step)
-            streams.pop("weights", None)
             return looks.sums(looks.summands(streams, seen), seen, owners, count), seen
 
         return reading.in_a_graph(of_all) if self._compiled else of_all
@@ -122,7 +84,7 @@ class Group:
         stored = keras.backend.standardize_dtype(self.variables[0].dtype)
         return looks.look(
             rule,
-            streams.get("weights"),
+            streams["weights"],
             [streams[name] for name in self.slots],
             rule.step_scalars(learning_rate, self.dtype, step),
             ops.cast(rule.initial_velocity((1,), stored), self.dtype),

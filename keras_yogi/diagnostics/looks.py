@@ -26,7 +26,7 @@ class Look(NamedTuple):
 
 def look(
     rule: AdaptiveOptimizer,
-    weights: Tensor | None,
+    weights: Tensor,
     slots: Sequence[Tensor],
     scalars: StepScalars,
     initial_velocity: Tensor,
@@ -35,14 +35,14 @@ def look(
 
     Args:
         rule: whose update it is.
-        weights: w; None will do where the step does not depend on them.
+        weights: w.
         slots: momentum, velocity and what else the rule keeps; the root is taken of the last.
         scalars: the learning rate and the bias corrections of the last step that was made.
         initial_velocity: v₀, a scalar.
     """
     momentum, velocity = slots[:2]
     rate = rules.learning_rate_per_weight(slots[-1], scalars, rule.epsilon, rule.epsilon_hat)
-    from_zero = ops.zeros_like(momentum)
+    from_zero = ops.zeros_like(weights)
     origin = weights if rule.step_depends_on_weights else from_zero
     root = ops.sqrt(slots[-1])
     corrected = root / ops.sqrt(scalars.correction_2)
@@ -68,7 +68,7 @@ def summands(streams: dict[str, Tensor], seen: Look | None) -> dict[str, Tensor]
     """Of each weight, what is to be summed: squares, and ones where a count goes up.
 
     Args:
-        streams: "weights" and slots by name, or some of them.
+        streams: "weights" and slots by name.
         seen: the same weights, looked at; None where no rule is known.
 
     Returns:
@@ -102,7 +102,7 @@ def sums(
     """
     found = {name: reading.sum_of_each(each, owners, count) for name, each in added.items()}
     if seen is not None:
-        rate = ops.cast(seen.effective_learning_rate, found["update"].dtype)
+        rate = ops.cast(seen.effective_learning_rate, found["weights"].dtype)
         found["least"] = -reading.max_of_each(-rate, owners, count)
         found["most"] = reading.max_of_each(rate, owners, count)
     return found
