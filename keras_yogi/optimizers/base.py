@@ -10,19 +10,33 @@ from keras import ops
 from keras_yogi.engine import choice, finite, rows
 from keras_yogi.optimizers import arguments, calls, rules
 from keras_yogi.optimizers.arguments import KerasArguments
+from keras_yogi.optimizers.frame import AdaptiveRule
 from keras_yogi.optimizers.rules import StepScalars, Tensor
 from keras_yogi.optimizers.slots import SlotOptimizer
 
-Slots = tuple[Tensor, ...]
 
-
-class AdaptiveOptimizer(SlotOptimizer):
+class AdaptiveOptimizer(AdaptiveRule, SlotOptimizer):
     """Base of the optimizers that divide a momentum by the root of a velocity.
 
     The flow of one gradient: `apply` sums repeated rows and, on request, skips a step that is not
     finite; Keras clips, decays the weights and hands all variables to `update_all`: to the fused
     engine, or one after another to `update_step`, which reads the slots, calls the rule
     (`new_values`) and stores what it returns. A subclass gives `second_moments`.
+
+    Args:
+        learning_rate: η ≥ 0: a number, a `keras.optimizers.schedules.LearningRateSchedule`, or a
+            callable without arguments.
+        beta_1: β₁ in [0, 1), the decay rate of the momentum.
+        beta_2: β₂ in [0, 1), the decay rate of the velocity.
+        epsilon: ε ≥ 0, in units of the gradient.
+        epsilon_hat: add ε to √v before the bias correction. Defaults to False.
+        sparse_update: "exact" or "lazy", see `keras_yogi.Adam`. Defaults to "exact".
+        fused: "auto", True or False, see `keras_yogi.Adam`. Defaults to "auto".
+        skip_nonfinite: leave out steps whose gradients are not finite. Defaults to False.
+        **keras_arguments: Keras's own, see `keras_yogi.Adam`.
+
+    Raises:
+        ValueError: an argument breaks its rule or is unknown.
     """
 
     # Names of constructor arguments that are attributes too, besides the learning rate and Keras's.
@@ -129,7 +143,13 @@ class AdaptiveOptimizer(SlotOptimizer):
     def update_all(
         self, gradients: Sequence[Tensor], variables: Sequence[Any], learning_rate: Any
     ) -> None:
-        """One step on all variables that have a gradient, which Keras has scaled and clipped."""
+        """One step on all variables that have a gradient, which Keras has scaled and clipped.
+
+        Args:
+            gradients: one per variable; where only some rows have one, what stands in for them.
+            variables: model variables that the optimizer was built with.
+            learning_rate: η, a number or a scalar tensor.
+        """
         indices = [self.index_of(v) for v in variables]
         gradients = rows.together(gradients, variables, indices)
         if self._engine is None:
@@ -208,7 +228,13 @@ class AdaptiveOptimizer(SlotOptimizer):
             store(place, new)
 
     def step_scalars(self, learning_rate: Any, dtype: str, step: Any = None) -> StepScalars:
-        """What the rule needs to know of a step: of step t = `step`, or of the one being made."""
+        """What the rule needs to know of a step.
+
+        Args:
+            learning_rate: η, a number or a scalar tensor.
+            dtype: what the step is computed in.
+            step: t = 1, 2, … Defaults to that of the step being made.
+        """
         step = ops.cast(self.iterations + 1 if step is None else step, dtype)
         # 1 − β₂ᵗ, or 1 where the velocity did not start from zero but from where it belongs
         bias = ops.cast(self._velocity_bias.value, dtype)
@@ -219,47 +245,7 @@ class AdaptiveOptimizer(SlotOptimizer):
             bias * correction_2 + (1.0 - bias),
         )
 
-    # The rule
-
-    def new_values(
-        self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
-    ) -> tuple[Tensor, Slots]:
-        """The rule: new weights and new slots. A pure function of tensors of one dtype.
-
-        Args:
-            gradient: g.
-            weights: w, of the gradient's shape.
-            slots: the values of `slots()`, in that order, of the same shape.
-            scalars: the step's learning rate and bias corrections.
-        """
-        momentum = rules.moving_average(slots[0], gradient, self.beta_1)
-        second = self.second_moments(gradient, momentum, *slots[1:])
-        rate = rules.learning_rate_per_weight(second[-1], scalars, self.epsilon, self.epsilon_hat)
-        return self.descend(weights, momentum, rate), (momentum, *second)
-
-    def second_moments(
-        self, gradient: Tensor, momentum: Tensor, velocity: Tensor, *others: Tensor
-    ) -> Slots:
-        """New values of the slots after the momentum; the root is taken of the last.
-
-        Args:
-            gradient: g.
-            momentum: m, which already takes g in.
-            velocity: v, of the step before.
-            *others: the slots after the velocity, likewise.
-        """
-        raise NotImplementedError
-
-    @property
-    def step_depends_on_weights(self) -> bool:
-        """Whether what is added to the weights depends on them: where it does not, `new_values`
-        may be given zeros for them, and returns the step.
-        """
-        return False
-
-    def descend(self, weights: Tensor, momentum: Tensor, rate: Tensor) -> Tensor:
-        """New weights, given what each weight's momentum is to be multiplied with."""
-        return weights - rate * momentum
+    # Hyperparameters
 
     def constants(self) -> tuple[Any, ...]:
         """What a graph of the rule holds as fixed numbers."""

@@ -42,7 +42,11 @@ class CheckedOptimizer(keras.optimizers.Optimizer):
             raise arguments.reject("variable", rule, variable) from None
 
     def track(self, slot: Any) -> None:
-        """Puts a slot that is not a Keras variable into `variables`."""
+        """Puts a slot that is not a Keras variable into `variables`.
+
+        Args:
+            slot: what saves and restores like a variable.
+        """
         self._track_variable(slot)
 
     def update_all(
@@ -51,6 +55,11 @@ class CheckedOptimizer(keras.optimizers.Optimizer):
         """One step on all variables that have a gradient, which Keras has scaled and clipped.
 
         Here one variable after another, on every replica; the gradients of replicas are summed.
+
+        Args:
+            gradients: one per variable.
+            variables: model variables that the optimizer was built with.
+            learning_rate: η, a number or a scalar tensor.
         """
         super()._backend_update_step(gradients, variables, learning_rate)
 

@@ -69,7 +69,12 @@ class SlotOptimizer(CheckedOptimizer):
             )
 
     def initial_velocity(self, shape: Sequence[int], dtype: str) -> Tensor:
-        """What a velocity holds before the first step: a Keras initializer."""
+        """What a velocity holds before the first step: a Keras initializer.
+
+        Args:
+            shape: the model variable's.
+            dtype: the model variable's.
+        """
         return ops.zeros(shape, dtype)
 
     def add_variable_from_reference(

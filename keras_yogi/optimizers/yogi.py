@@ -8,7 +8,8 @@ from keras import ops
 
 from keras_yogi.optimizers import arguments, rules
 from keras_yogi.optimizers.arguments import KerasArguments
-from keras_yogi.optimizers.base import AdaptiveOptimizer, Slots
+from keras_yogi.optimizers.base import AdaptiveOptimizer
+from keras_yogi.optimizers.frame import Slots
 from keras_yogi.optimizers.rules import Tensor
 
 
