@@ -165,7 +165,7 @@ class FusedEngine:
     ) -> None:
         """Updates a table of which some rows have a gradient."""
         if self._optimizer.sparse_update == "lazy":
-            self._optimizer.update_step(gradient, variable, learning_rate)
+            self._optimizer.update_rows(gradient, variable, learning_rate)
         elif not xla_is_available():
             self._optimizer.update_step(tf.convert_to_tensor(gradient), variable, learning_rate)
         else:

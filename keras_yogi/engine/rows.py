@@ -99,6 +99,11 @@ if keras.config.backend() == "tensorflow":
         """Overwrites rows of a variable."""
         native = _native(variable)
         native.scatter_update(tf.IndexedSlices(tf.cast(values, native.dtype), indices))
+        # From now on TensorFlow would copy all of the variable whenever it is read as a whole, as
+        # Keras's Embedding does in every step, in case rows are written meanwhile. Without that,
+        # writing rows copies it if, and only if, somebody still holds what was read before.
+        if hasattr(native, "handle") and not tf.__internal__.get_enclosing_xla_context():
+            tf.raw_ops.DisableCopyOnRead(resource=native.handle)
 
     def _native(variable: Any) -> Any:
         return variable.value if isinstance(variable, keras.Variable) else variable
