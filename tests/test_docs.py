@@ -5,8 +5,10 @@ import re
 import shutil
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+from reference import MODES, hard_gradients, initial_weights, trajectory
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("logs/*.md")])
@@ -67,28 +69,36 @@ def test_every_page_of_the_site_is_in_its_navigation():
         assert page.relative_to(ROOT / "docs").as_posix() in navigation
 
 
-def test_the_further_optimizer_follows_its_formula(tmp_path, monkeypatch):
-    """AdaBelief of docs/extending.md, against NumPy, in every engine."""
-    import keras
-    from reference import MODES, hard_gradients, initial_weights, trajectory
+def ada_belief(m, v, g, t):
+    """The step of AdaBelief as docs/extending.md has it, on m and v in place."""
+    m += 0.1 * (g - m)
+    v += 0.001 * ((g - m) ** 2 - v) + 1e-8
+    return m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
 
+
+def nadam(m, v, g, t):
+    m += 0.1 * (g - m)
+    v += 0.001 * (g**2 - v)
+    ahead = 0.9 * m / (1 - 0.9 ** (t + 1)) + 0.1 * g / (1 - 0.9**t)
+    return ahead / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+
+
+@pytest.mark.parametrize(("name", "step_of"), [("AdaBelief", ada_belief), ("Nadam", nadam)])
+def test_further_optimizers_follow_their_formulas(name, step_of, tmp_path, monkeypatch):
+    """Those of docs/extending.md, against NumPy, in every engine."""
     monkeypatch.chdir(tmp_path)
-    ada_belief = run_code(ROOT / "docs" / "extending.md")["AdaBelief"]
+    optimizer = run_code(ROOT / "docs" / "extending.md")[name]
     weights, gradients = initial_weights(), hard_gradients()
     expected = [np.array(w) for w in weights]
-    m, s = ([np.zeros_like(w) for w in weights] for _ in range(2))
+    m, v = ([np.zeros_like(w) for w in weights] for _ in range(2))
     for t, row in enumerate(gradients, start=1):
         for i, g in enumerate(row):
-            g = g.astype("float64")
-            m[i] = 0.9 * m[i] + 0.1 * g
-            s[i] = 0.999 * s[i] + 0.001 * (g - m[i]) ** 2 + 1e-8
-            root = np.sqrt(s[i] / (1 - 0.999**t))
-            expected[i] = expected[i] - 0.0625 * m[i] / (1 - 0.9**t) / (root + 1e-8)
+            expected[i] = expected[i] - 0.0625 * step_of(m[i], v[i], np.float64(g), t)
     for mode in MODES:
         for fused in (True, False):
             states = trajectory(
-                ada_belief(0.0625, fused=fused), weights, gradients, mode, dtype="float64"
+                optimizer(0.0625, fused=fused), weights, gradients, mode, dtype="float64"
             )
             for got, want in zip(states[-1], expected, strict=True):
                 np.testing.assert_allclose(got["weights"], want, rtol=1e-11)  # 15 steps' rounding
-    assert isinstance(keras.optimizers.get(ada_belief()), ada_belief)
+    assert isinstance(keras.optimizers.get(optimizer()), optimizer)
