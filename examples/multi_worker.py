@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up messages
 
@@ -47,8 +48,6 @@ def train(options: argparse.Namespace) -> None:
 
     # Before anything else of TensorFlow: it connects the workers.
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    chief = options.task == 0
-
     x, y = load_diabetes(return_X_y=True)
     x, y = (x / x.std()).astype("float32"), ((y - y.mean()) / y.std()).astype("float32")[:, None]
 
@@ -81,9 +80,26 @@ def train(options: argparse.Namespace) -> None:
 
         return strategy.reduce("SUM", strategy.run(on_worker, args=(x, y)), axis=None)
 
-    # All workers take part in saving, each into its own folder; all restore what worker 0 has.
+    def one_epoch(epoch: int) -> float:
+        return float(np.mean([train_step(*batch) for batch in batches(epoch)]))
+
+    save_every_epoch(options, one_epoch, model=model, optimizer=optimizer)
+    if options.task == 0:
+        print(f"Final loss: {np.mean((model(x).numpy() - y) ** 2):.6f}", flush=True)
+
+
+def save_every_epoch(
+    options: argparse.Namespace, one_epoch: Callable[[int], float], **state: Any
+) -> None:
+    """Makes the epochs that no checkpoint has, with a checkpoint after each.
+
+    All workers take part in saving, each into its own folder; all restore what worker 0 has.
+    """
+    import tensorflow as tf
+
+    chief = options.task == 0
     epoch = tf.Variable(0, dtype="int64", trainable=False)
-    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=epoch)
+    checkpoint = tf.train.Checkpoint(epoch=epoch, **state)
     own_folder = options.folder / f"worker-{options.task}"
     manager = tf.train.CheckpointManager(checkpoint, str(own_folder), max_to_keep=2)
     latest = tf.train.latest_checkpoint(str(options.folder / "worker-0"))
@@ -93,13 +109,11 @@ def train(options: argparse.Namespace) -> None:
             print(f"Restored {latest}: {int(epoch)} epochs are done", flush=True)
 
     while epoch < options.epochs:
-        losses = [train_step(*batch) for batch in batches(int(epoch))]
+        loss = one_epoch(int(epoch))
         epoch.assign_add(1)
         manager.save(checkpoint_number=epoch)
         if chief and int(epoch) % max(1, options.epochs // 10) == 0:
-            print(f"Epoch {int(epoch)}: loss {np.mean(losses):.4f}", flush=True)
-    if chief:
-        print(f"Final loss: {np.mean((model(x).numpy() - y) ** 2):.6f}", flush=True)
+            print(f"Epoch {int(epoch)}: loss {loss:.4f}", flush=True)
 
 
 def launch(workers: int, arguments: Sequence[str]) -> int:

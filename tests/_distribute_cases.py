@@ -13,7 +13,7 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,27 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import keras
-import numpy as np
 import tensorflow as tf
-from reference import Array, hard_gradients, initial_weights
+from distribute_training import (
+    BATCH,
+    CLIPPING,
+    EAGER_ONLY,
+    FORMS,
+    OPTIMIZERS,
+    OPTIONS,
+    SCHEDULE,
+    TWINS,
+    Strategy,
+    compiled,
+    data,
+    faulty_gradients,
+    gradients,
+    load,
+    save,
+    state_of,
+    train,
+    trajectories,
+)
 
 import keras_yogi
 from keras_yogi.engine import fused
@@ -34,237 +52,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "distributed.md"
 EXAMPLE = ROOT / "examples" / "multi_worker.py"
 free_ports = runpy.run_path(str(EXAMPLE))["free_ports"]
-
-Strategy = tf.distribute.Strategy
-
-OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
-    "adam": lambda **k: keras_yogi.Adam(**{"learning_rate": 0.05, **k}),
-    "amsgrad": lambda **k: keras_yogi.Adam(**{"learning_rate": 0.05, "amsgrad": True, **k}),
-    "yogi": lambda **k: keras_yogi.Yogi(**{"learning_rate": 0.05, **k}),
-}
-# keras.optimizers.Adam, and the optimizer here that computes the same.
-TWINS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
-    "keras": lambda **k: keras.optimizers.Adam(**{"learning_rate": 0.05, "epsilon": 1e-3, **k}),
-    "ours": lambda **k: keras_yogi.Adam(
-        **{"learning_rate": 0.05, "epsilon": 1e-3, "epsilon_hat": True, **k}
-    ),
-}
-SCHEDULE = keras.optimizers.schedules.ExponentialDecay(0.1, decay_steps=4, decay_rate=0.5)
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "schedule": {"learning_rate": SCHEDULE},
-    "weight_decay": {"weight_decay": 0.1},
-    "ema": {"use_ema": True, "ema_momentum": 0.9},
-    "skip_nonfinite": {"skip_nonfinite": True},
-    "lazy": {"sparse_update": "lazy"},  # the same here, where every step names the same rows
-}
-# Keras clips what each replica has, before the replicas' gradients are summed.
-CLIPPING: dict[str, dict[str, Any]] = {
-    "clipvalue": {"clipvalue": 0.5},
-    "clipnorm": {"clipnorm": 0.7},
-    "global_clipnorm": {"global_clipnorm": 1.5},
-}
-# Keras puts the all-reduce of these into a condition, which tf.distribute refuses in a graph.
-EAGER_ONLY: dict[str, dict[str, Any]] = {
-    "accumulation": {"gradient_accumulation_steps": 2},
-    "ema_overwrite": {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 2},
-}
-
-
-# A loop of one's own, with given gradients
-
-ROWS, WIDTH = 7, 3
-# What each replica's batch looks up in the table: row 2 several times on both, rows 0 and 5 twice
-# on one, rows 1, 3 and 4 not at all.
-INDICES = np.array([[2, 5, 2, 0, 0, 5], [2, 2, 6, 5, 2, 6]])
-
-
-def weights() -> list[Array]:
-    """Three variables with dense gradients, and the embedding table."""
-    return [*initial_weights(), np.ones((ROWS, WIDTH))]
-
-
-def gradients() -> list[list[Array]]:
-    """For each step: for each variable: what replica 0 and replica 1 have, stacked.
-
-    The table's are the pieces that belong to INDICES: eighths, which float32 adds without rounding
-    in any order. The two pieces of row 0 cancel.
-    """
-    random = np.random.default_rng(8)
-    steps = []
-    for first, second in zip(hard_gradients(), reversed(hard_gradients()), strict=True):
-        pieces = np.round(8 * random.normal(size=(*INDICES.shape, WIDTH))) / 8
-        pieces[0, 4] = -pieces[0, 3]
-        dense = [np.stack(pair) for pair in zip(first, second, strict=True)]
-        steps.append([g.astype("float32") for g in [*dense, pieces]])
-    return steps
-
-
-FAULTS = {4: (1, 0, np.nan), 9: (0, 3, np.inf)}  # step: replica, variable, what it has there
-
-
-def faulty_gradients() -> list[list[Array]]:
-    """The same, with a gradient that is not finite on one replica, the other's being in order."""
-    steps = gradients()
-    for step, (replica, variable, fault) in FAULTS.items():
-        steps[step][variable][replica].flat[0] = fault
-    return steps
-
-
-MODES = {
-    "graph": lambda step: tf.function(step, autograph=False),
-    "autograph": tf.function,  # its default; tracing takes twice as long
-    "eager": lambda step: step,
-}
-
-
-def trajectories(
-    strategy: Strategy,
-    optimizer: Callable[[], keras.optimizers.Optimizer],
-    steps: Sequence[Sequence[Array]],
-    mode: str = "graph",
-) -> dict[str, Any]:
-    """Weights and slots at step 0, 1, …, as each replica of this process has them.
-
-    Args:
-        strategy: with as many replicas as the gradients have.
-        optimizer: makes one.
-        steps: like `gradients()`, of all variables or the first few.
-        mode: one of MODES.
-    """
-    with strategy.scope():
-        variables = [keras.Variable(w, dtype="float32") for w in weights()[: len(steps[0])]]
-        optimizer_ = optimizer()
-        optimizer_.build(variables)
-
-    def on_replica(row: Sequence[tf.Tensor]) -> None:
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        own = [both[replica] for both in row]
-        if len(own) == 4:
-            own[3] = tf.IndexedSlices(
-                own[3], tf.constant(INDICES)[replica], tf.constant([ROWS, WIDTH])
-            )
-        optimizer_.apply(own, variables)
-
-    def step(row: Sequence[tf.Tensor]) -> None:
-        strategy.run(on_replica, args=(row,))
-
-    def on_replicas(variable: keras.Variable) -> list[Any]:
-        return [v.numpy().tolist() for v in strategy.experimental_local_results(variable.value)]
-
-    def slots() -> dict[str, list[keras.Variable]]:
-        if hasattr(optimizer_, "slots"):
-            return optimizer_.slots()
-        return {"momentum": optimizer_._momentums, "velocity": optimizer_._velocities}
-
-    def state() -> list[list[dict[str, Any]]]:
-        values = [
-            {"weights": on_replicas(v), **{n: on_replicas(s[i]) for n, s in slots().items()}}
-            for i, v in enumerate(variables)
-        ]
-        replicas = range(len(values[0]["weights"]))
-        return [[{n: x[r] for n, x in of_v.items()} for of_v in values] for r in replicas]
-
-    run = MODES[mode](step)
-    states = [state()]
-    for row in steps:
-        run([tf.constant(g) for g in row])
-        states.append(state())
-    result = {
-        "replicas": list(zip(*states, strict=True)),
-        "iterations": int(optimizer_.iterations.numpy()),
-        "skipped_steps": getattr(optimizer_, "skipped_steps", None),
-    }
-    if optimizer_.use_ema:
-        with strategy.scope():
-            optimizer_.finalize_variable_values(variables)
-        result["averages"] = [on_replicas(v)[0] for v in variables]
-    return result
-
-
-# `fit`
-
-VOCABULARY, LENGTH, BATCH = 50, 12, 32
-
-
-def data(faulty: bool = False) -> tuple[Array, Array]:
-    """Texts, and how much of each is the most frequent word. Words come several times in a batch.
-
-    Args:
-        faulty: one label is a NaN, in the half of the first batch that replica 1 gets.
-    """
-    random = np.random.default_rng(4)
-    words = np.minimum(random.zipf(1.3, size=(128, LENGTH)) - 1, VOCABULARY - 1)
-    labels = (words == 0).mean(axis=1, keepdims=True).astype("float32")
-    if faulty:
-        labels[BATCH - 1] = np.nan
-    return words.astype("int32"), labels
-
-
-def compiled(
-    strategy: Strategy, optimizer: Callable[[], keras.optimizers.Optimizer], **arguments: Any
-) -> keras.Model:
-    with strategy.scope():
-        keras.utils.set_random_seed(5)
-        layers = [
-            keras.layers.Embedding(VOCABULARY, 8),
-            keras.layers.GlobalAveragePooling1D(),
-            keras.layers.Dense(4, activation="tanh"),
-            keras.layers.Dense(1),
-        ]
-        model = keras.Sequential([keras.Input((LENGTH,), dtype="int32"), *layers])
-        model.compile(optimizer(), loss="mse", **arguments)
-    return model
-
-
-def train(model: keras.Model, epochs: int = 3, faulty: bool = False) -> dict[str, Any]:
-    """Trains on, and tells how it ends."""
-    x, y = data(faulty)
-    model.fit(x, y, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0)
-    return state_of(model)
-
-
-def state_of(model: keras.Model) -> dict[str, Any]:
-    optimizer, variables = model.optimizer, model.trainable_variables
-    return {
-        "weights": [v.numpy().tolist() for v in variables],
-        **{n: [optimizer.get_slot(v, n).numpy().tolist() for v in variables] for n in SLOTS},
-        "iterations": int(optimizer.iterations.numpy()),
-        "skipped_steps": optimizer.skipped_steps,
-    }
-
-
-SLOTS = ("momentum", "velocity")
-
-
-def save(model: keras.Model, folder: Path) -> None:
-    """In all three forms."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save(folder / "model.keras")
-    model.save_weights(folder / "model.weights.h5")
-    tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(str(folder / "checkpoint"))
-
-
-def load(
-    strategy: Strategy, optimizer: Callable[[], keras.optimizers.Optimizer], form: str, folder: Path
-) -> keras.Model:
-    """The model as it was saved in that form, under this strategy."""
-    if form == "keras":
-        with strategy.scope():
-            return keras.models.load_model(folder / "model.keras")
-    model = compiled(strategy, optimizer)
-    with strategy.scope():
-        model.optimizer.build(model.trainable_variables)
-        if form == "weights.h5":
-            model.load_weights(folder / "model.weights.h5")
-        else:
-            checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
-            checkpoint.read(str(folder / "checkpoint")).assert_existing_objects_matched()
-    return model
-
-
-FORMS = ("keras", "weights.h5", "checkpoint")
-
 
 # What is run where
 

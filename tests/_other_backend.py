@@ -21,211 +21,25 @@ import numpy as np
 
 KERAS_IMPORTS_TENSORFLOW = "tensorflow" in sys.modules
 
-import keras_yogi  # noqa: E402
-
-Experiments = dict[str, Callable[[], Any]]
+from backend_training import (  # noqa: E402
+    EVERYWHERE,
+    OPTIONS,
+    SAVED,
+    Experiments,
+    compiled,
+    data,
+    load,
+    load_weights_into_a_trained_model,
+    optimizer_of,
+    path_of,
+    save,
+    state,
+    train,
+)
 
 
 def as_json(value: Any) -> str:
     return json.dumps(value, default=lambda array: np.asarray(array).tolist())
-
-
-# A model and its training. ε = 1e-3 throughout: with a smaller one, rounding decides where
-# gradients are nearly zero.
-
-OPTIONS = {
-    "adam": dict(rule="adam"),
-    "adam, amsgrad, epsilon_hat": dict(
-        rule="adam", beta_2=0.5, amsgrad=True, epsilon_hat=True, epsilon=1e-2
-    ),
-    "yogi": dict(rule="yogi"),
-    "yogi, tanh, proximal": dict(
-        rule="yogi",
-        activation="tanh",
-        l1_regularization_strength=0.1,
-        l2_regularization_strength=0.1,
-    ),
-    "accumulation": dict(rule="yogi", gradient_accumulation_steps=2),
-    "ema": dict(rule="adam", use_ema=True, ema_momentum=0.9),
-    "ema, overwriting": dict(
-        rule="yogi", use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=3
-    ),
-    "weight_decay, schedule": dict(
-        rule="adam", weight_decay=0.5, learning_rate={"decay_steps": 2, "decay_rate": 0.5}
-    ),
-    "clipnorm": dict(rule="yogi", clipnorm=0.01),
-    "global_clipnorm": dict(rule="yogi", global_clipnorm=0.01),
-    "clipvalue, loss_scale_factor": dict(rule="adam", clipvalue=0.01, loss_scale_factor=64.0),
-    "skip_nonfinite": dict(rule="adam", skip_nonfinite=True),
-    "skip_nonfinite, everything": dict(
-        rule="yogi",
-        skip_nonfinite=True,
-        gradient_accumulation_steps=2,
-        weight_decay=0.1,
-        use_ema=True,
-        ema_momentum=0.9,
-        clipnorm=0.1,
-    ),
-}
-
-
-def optimizer_of(rule: str, learning_rate: Any = 0.0625, epsilon: float = 1e-3, **options):
-    if isinstance(learning_rate, dict):
-        learning_rate = keras.optimizers.schedules.ExponentialDecay(0.0625, **learning_rate)
-    optimizer_class = {"adam": keras_yogi.Adam, "yogi": keras_yogi.Yogi}[rule]
-    return optimizer_class(learning_rate, epsilon=epsilon, **options)
-
-
-def data(faulty: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Five batches of 16; with `faulty`, an infinity in the second one."""
-    x = np.random.default_rng(6).normal(size=(80, 5)).astype("float32")
-    y = np.sin(x.sum(axis=1, keepdims=True))
-    if faulty:
-        x[20, 3] = np.inf
-    return x, y
-
-
-def compiled(optimizer, layers=(), inputs=None):
-    """The same model with the same weights on every backend."""
-    layers = layers or [keras.layers.Dense(7, activation="tanh"), keras.layers.Dense(1)]
-    model = keras.Sequential([keras.Input((5,)) if inputs is None else inputs, *layers])
-    random = np.random.default_rng(8)
-    model.set_weights([random.normal(size=w.shape) / 2 for w in model.get_weights()])
-    model.compile(optimizer, loss="mse")
-    return model
-
-
-def train(model, faulty: bool = False, epochs: int = 3) -> None:
-    model.fit(*data(faulty), batch_size=16, epochs=epochs, shuffle=False, verbose=0)
-
-
-def state(model) -> dict:
-    """What training leaves behind."""
-    optimizer, trained = model.optimizer, model.trainable_variables
-    slots = {
-        f"{name} of variable {i}": keras.ops.convert_to_numpy(optimizer.get_slot(v, name))
-        for name in optimizer.slots()
-        for i, v in enumerate(trained)
-    }
-    return {
-        "iterations": int(optimizer.iterations),
-        "skipped_steps": optimizer.skipped_steps,
-        **{f"weight {i}": w for i, w in enumerate(model.get_weights())},
-        **slots,
-    }
-
-
-# On every backend
-
-
-def fit(options: dict) -> dict:
-    model = compiled(optimizer_of(**options))
-    train(model, faulty=options.get("skip_nonfinite", False))
-    return state(model)
-
-
-def embedding(options: dict) -> dict:
-    """Every batch names most of the twelve words several times."""
-    words = np.random.default_rng(1).integers(0, 12, size=(80, 6))
-    labels = words.mean(axis=1, keepdims=True).astype("float32")
-    layers = [keras.layers.Embedding(20, 3), keras.layers.Flatten(), keras.layers.Dense(1)]
-    model = compiled(optimizer_of(**options), layers, keras.Input((6,), dtype="int32"))
-    model.fit(words, labels, batch_size=16, epochs=3, shuffle=False, verbose=0)
-    return state(model)
-
-
-def normalized():
-    hidden = [keras.layers.Dense(7, activation="tanh"), keras.layers.BatchNormalization()]
-    return compiled(optimizer_of("yogi", clipvalue=0.1), [*hidden, keras.layers.Dense(1)])
-
-
-def warm_started():
-    model = normalized()
-    keras_yogi.warm_start(model, *data(), batch_size=16)
-    return model
-
-
-def warm_start() -> dict:
-    """Right after, and after training."""
-    model = warm_started()
-    start = state(model)
-    train(model)
-    return {"started": start, "trained": state(model)}
-
-
-def warm_start_in_half_precision() -> dict:
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
-        model = compiled(optimizer_of("yogi"))
-    finally:
-        keras.config.set_dtype_policy("float32")
-    optimizer = model.optimizer.inner_optimizer
-    keras_yogi.warm_start(model, *data(), batch_size=16)
-    velocities = [optimizer.get_slot(v, "velocity") for v in model.trainable_variables]
-    return {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(velocities)}
-
-
-def load_weights_into_a_trained_model(folder: Path) -> dict:
-    """Of a warm-started model into one that was not, and whose `fit` is compiled already."""
-    path = folder / "warm_started.weights.h5"
-    source = warm_started()
-    train(source)
-    source.save_weights(path)
-    model = normalized()
-    train(model, epochs=1)
-    model.load_weights(path)
-    train(model)
-    return state(model)
-
-
-def fit_twice(options: dict) -> dict:
-    model = compiled(optimizer_of(**options))
-    train(model, epochs=1)
-    train(model, epochs=1)
-    return state(model)
-
-
-EVERYWHERE: Experiments = {
-    **{f"fit: {name}": partial(fit, options) for name, options in OPTIONS.items()},
-    "fit: twice, with ema": partial(fit_twice, OPTIONS["ema"]),
-    "embedding: adam": partial(embedding, OPTIONS["adam"]),
-    "embedding: clipnorm": partial(embedding, OPTIONS["clipnorm"]),
-    "warm_start": warm_start,
-    "warm_start: mixed_float16": warm_start_in_half_precision,
-}
-
-
-# Files: each backend writes them, and goes on from its own and from TensorFlow's
-
-SAVED = {
-    "adam": {**OPTIONS["weight_decay, schedule"], "amsgrad": True, "epsilon_hat": True},
-    "skip_nonfinite": {**OPTIONS["yogi, tanh, proximal"], "skip_nonfinite": True},
-    "warm_start": None,
-}
-
-
-def path_of(folder: Path, backend: str, name: str) -> Path:
-    return folder / f"{name} of {backend}.keras"
-
-
-def save(path: Path, name: str) -> dict:
-    options = SAVED[name]
-    if options and keras.config.backend() == "tensorflow":
-        options = {**options, "fused": True}  # no other backend can; it has to load there
-    model = compiled(optimizer_of(**options)) if options else warm_started()
-    train(model, faulty=name == "skip_nonfinite")
-    model.save(path)
-    return {"saved": state(model), "trained on": _trained_on(model)}
-
-
-def load(path: Path) -> dict:
-    model = keras.models.load_model(path)
-    return {"saved": state(model), "trained on": _trained_on(model)}
-
-
-def _trained_on(model) -> dict:
-    train(model)
-    return state(model)
 
 
 # The update itself

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from _distribute_cases import (
+from distribute_training import (
     CLIPPING,
     EAGER_ONLY,
     FAULTS,

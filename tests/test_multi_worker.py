@@ -15,7 +15,8 @@ import _distribute_cases as cases
 import numpy as np
 import pytest
 import tensorflow as tf
-from _distribute_cases import EXAMPLE, FAULTS, OPTIONS, free_ports, gradients
+from _distribute_cases import EXAMPLE, free_ports
+from distribute_training import FAULTS, OPTIONS, gradients
 from reference import assert_same_trajectory
 from test_distribute import SAME_OPERATIONS, Results, distributed, joint, one_device
 

@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 
 import _other_backend
+import backend_training
 import keras
 import numpy as np
 import pytest
-from _other_backend import EVERYWHERE, OPTIONS, ROADS, SAVED, SKIPPING, path_of
+from _other_backend import ROADS, SKIPPING
+from backend_training import EVERYWHERE, OPTIONS, SAVED, path_of
 from reference import (
     TOLERANCE,
     assert_same_trajectory,
@@ -73,10 +75,10 @@ def on_tensorflow(folder):
     assert keras.config.backend() == "tensorflow"
     here = {
         **EVERYWHERE,
-        "load_weights": lambda: _other_backend.load_weights_into_a_trained_model(folder),
+        "load_weights": lambda: backend_training.load_weights_into_a_trained_model(folder),
         **{
             f"save: {name}": functools.partial(
-                _other_backend.save, path_of(folder, "tensorflow", name), name
+                backend_training.save, path_of(folder, "tensorflow", name), name
             )
             for name in SAVED
         },
@@ -226,7 +228,7 @@ def test_training_goes_on_on_another_backend(result, on_tensorflow, folder, back
     ours, theirs = on_tensorflow(f"save: {name}"), result(backend, f"save: {name}")
     for loaded, model in [
         (result(backend, f"load: {name} of tensorflow"), ours),
-        (_other_backend.load(path_of(folder, backend, name)), theirs),
+        (backend_training.load(path_of(folder, backend, name)), theirs),
     ]:
         assert max(differences(loaded["saved"], model["saved"]).values()) == 0
         assert_same(loaded["trained on"], model["trained on"])
