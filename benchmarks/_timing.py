@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,24 @@ def first_calls(steps: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     return seconds
 
 
+def in_turn(contestants: Iterable[str], round_: int) -> list[str]:
+    """The contestants in order, each round beginning with another one. (Were the order turned
+    round instead, the last one would be the next round's first, and find the cache as it left it.)
+    """
+    names = list(contestants)
+    first = round_ % len(names)
+    return names[first:] + names[:first]
+
+
 def interleaved(
     steps: Mapping[str, Callable[[], Any]], rounds: int, label: str = ""
 ) -> dict[str, np.ndarray]:
     """Seconds of every call. In each round all run once, in turn, so that a noisy machine slows
-    them all; the order is turned round from one round to the next.
+    them all.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
     for round_ in tqdm(range(rounds), desc=label, leave=False, disable=None):
-        for name in names if round_ % 2 else reversed(names):
+        for name in in_turn(steps, round_):
             start = time.perf_counter()
             steps[name]()
             seconds[name].append(time.perf_counter() - start)

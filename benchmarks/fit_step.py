@@ -126,7 +126,7 @@ def measure(model_name: str, setting: str, rounds: int) -> dict[str, dict[str, f
         first[name] = time.perf_counter() - start
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for round_ in tqdm(range(rounds), f"{model_name}, {setting}", leave=False, disable=None):
-        for name in list(models) if round_ % 2 else reversed(models):
+        for name in _timing.in_turn(models, round_):
             clock = Clock()
             # two steps more: the first ones of a `fit` wait for its data
             models[name].fit(

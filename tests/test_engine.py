@@ -140,23 +140,26 @@ def test_agrees_on_any_set_of_variables(layout, options, name, absent):
 def test_state_does_not_know_the_engine(make, tmp_path, monkeypatch):
     """Files and checkpoints move between fused, unfused, and other sizes of packs."""
     layout = [((3, 2), "float32"), ((40,), "float32"), ((), "float32"), ((5,), "float64")]
+    layout += [((2,), "float32"), ((2,), "float64")]
 
-    def trained(pack_up_to, steps, **options):
-        monkeypatch.setattr(fused, "PACK_UP_TO", pack_up_to)
+    def trained(sizes, steps, **options):
+        monkeypatch.setattr(fused, "PACK_UP_TO", sizes[0])
+        monkeypatch.setattr(fused, "ARRAY_UP_TO", sizes[1])
         optimizer, variables = make(**options), variables_of(layout)
         optimizer.build(variables)
         for step in range(steps):
             optimizer.apply(gradients_of(layout, step), variables)
         return optimizer
 
-    ways = [(10, {"fused": True}), (1000, {"fused": True}), (0, {"fused": False})]
-    for pack_up_to, options in ways:
-        saved = trained(pack_up_to, 2, **options)
+    one_array, arrays, no_pack = (1000, 10_000), (10, 8), (0, 0)
+    ways = [(arrays, {"fused": True}), (one_array, {"fused": True}), (no_pack, {"fused": False})]
+    for sizes, options in ways:
+        saved = trained(sizes, 2, **options)
         state, store = [v.numpy() for v in saved.variables], {}
         saved.save_own_variables(store)
         checkpoint = tf.train.Checkpoint(optimizer=saved).write(str(tmp_path / "c"))
-        for other_pack, other_options in ways:
-            loaded = trained(other_pack, 0, **other_options)
+        for other_sizes, other_options in ways:
+            loaded = trained(other_sizes, 0, **other_options)
             for load in ("file", "weights", "checkpoint"):
                 for variable in loaded.variables:
                     variable.assign(np.zeros(variable.shape))
@@ -248,10 +251,13 @@ def test_without_xla_it_still_works(monkeypatch):
     assert_close(ours, expected, 5)
 
 
-def test_large_packs_are_compiled(monkeypatch):
+@pytest.mark.parametrize("array_up_to", [8, fused.ARRAY_UP_TO], ids=["two arrays", "one array"])
+def test_large_packs_are_compiled(monkeypatch, array_up_to):
+    monkeypatch.setattr(fused, "ARRAY_UP_TO", array_up_to)
     monkeypatch.setattr(fused, "COMPILE_FROM", 4)
-    ours = train(keras_yogi.Yogi(fused=True), LAYOUT, "graph", 20)
-    expected = train(keras_yogi.Yogi(fused=False), LAYOUT, "graph", 20)
+    layout = [*LAYOUT, ((2,), "float32")]
+    ours = train(keras_yogi.Yogi(fused=True), layout, "graph", 20)
+    expected = train(keras_yogi.Yogi(fused=False), layout, "graph", 20)
     assert_close(ours, expected, 20)
 
 

@@ -112,6 +112,29 @@ def test_lazy_rows_follow_the_formula(rule, mode, engine, pack_up_to, monkeypatc
             np.testing.assert_array_equal(new[0][part][rest], value[rest])
 
 
+@pytest.mark.parametrize("in_a_graph", [False, True], ids=["eager", "graph"])
+def test_a_table_is_read_without_a_copy_and_what_was_read_stays(in_a_graph):
+    """TensorFlow would copy a variable at every read once rows of it were written one by one."""
+    table = keras.Variable(np.zeros((ROWS, 2), "float32"))
+    optimizer = keras_yogi.Yogi(0.0625, sparse_update="lazy")
+    optimizer.build([table])
+
+    def step():
+        rows = tf.IndexedSlices(tf.ones((2, 2)), tf.constant([0, 3]), tf.constant([ROWS, 2]))
+        optimizer.apply([rows], [table])
+
+    step = tf.function(step, autograph=False) if in_a_graph else step
+    step()
+    held = table.value.read_value()
+    again = table.value.read_value()
+    address, other = (np.asarray(memoryview(t)).ctypes.data for t in (held, again))
+    assert address == other
+    before = held.numpy()
+    step()
+    np.testing.assert_array_equal(held.numpy(), before)
+    assert np.all(table.numpy()[[0, 3]] != before[[0, 3]])
+
+
 def test_the_comparison_tells_lazy_from_exact():
     with pytest.raises(AssertionError, match="is off by"):
         assert_same_trajectory(

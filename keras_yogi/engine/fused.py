@@ -19,9 +19,13 @@ PACK_UP_TO = 65_536
 """Elements of a variable that still shares an array. Packing moves a gradient and a step once
 more through memory, and saves about ten operations a variable: up to this size that pays."""
 
-COMPILE_FROM = 262_144
-"""Elements of a pack from which on compiling pays. A smaller one stays in the cache from one
-operation to the next; 1 MiB of float32 does not."""
+ARRAY_UP_TO = 524_288
+"""Elements of a pack: 2 MiB of float32, so that an array is still in the cache when it is next
+read, and several packs keep all cores busy."""
+
+COMPILE_FROM = 65_536
+"""Elements of neighbours in a pack from which on compiling pays: in fewer the start of an operation
+costs as much as what it does."""
 
 CALL_UP_TO = 2_097_152
 """Elements of the variables that one compiled call updates, if there are several. A call costs
@@ -105,12 +109,10 @@ class FusedEngine:
             learning_rate = tf.convert_to_tensor(learning_rate)
         update(list(gradients), learning_rate)
 
-    def rule(self, elements: int, compile_from: int | None = None) -> Callable[..., Any]:
-        """The optimizer's `new_values` for so many elements: compiled where that pays; for one
-        variable alone, if it is large.
-        """
+    def rule(self, elements: int) -> Callable[..., Any]:
+        """The optimizer's `new_values` for a variable of so many elements: compiled, if large."""
         rule = self._optimizer.new_values
-        if elements < (compile_from or PACK_UP_TO + 1) or not xla_is_available():
+        if elements <= PACK_UP_TO or not xla_is_available():
             return rule
         compiled = self._graph("rule", None, rule, jit_compile=True)
         return lambda *values: compiled(*tf.nest.map_structure(tf.convert_to_tensor, values))
@@ -207,21 +209,38 @@ class FusedEngine:
         scalars: Any,
     ) -> None:
         """Updates variables that lie side by side in a pack, as if they were one."""
-        size = pack.starts[last] - pack.starts[first]
-        rule = self.rule(size, COMPILE_FROM)
+        update = functools.partial(self._update_pack, pack, first, last)
+        if pack.starts[last] - pack.starts[first] >= COMPILE_FROM and xla_is_available():
+            # The arrays are written inside of what is compiled, so that it needs no others.
+            key = (self._packs.index(pack), first, last)
+            update = self._graph("pack", key, update, jit_compile=True)
         gradient = _joined([tf.cast(gradient, pack.dtype) for _, gradient in run])
-        # From weights of zero the rule returns the step itself, unless the step depends on them.
         whole = self._optimizer.step_depends_on_weights
-        weights = _joined([v for v, _ in run]) if whole else tf.zeros_like(gradient)
-        names = list(self._optimizer.slots())
-        values = tuple(pack.read(name, first, last) for name in names)
-        weights, values = rule(gradient, weights, values, scalars)
-        for name, value in zip(names, values, strict=True):
-            pack.write(name, first, last, value)
+        weights = update(gradient, _joined([v for v, _ in run]) if whole else None, scalars)
         parts = tf.split(weights, pack.sizes[first:last])
         for (variable, _), part in zip(run, parts, strict=True):
             part = tf.reshape(part, variable.shape)
             variable.assign(part) if whole else variable.assign_add(part)
+
+    def _update_pack(
+        self,
+        pack: Pack,
+        first: int,
+        last: int,
+        gradient: tf.Tensor,
+        weights: tf.Tensor | None,
+        scalars: Any,
+    ) -> tf.Tensor:
+        """Updates the slots of neighbours in a pack; returns their weights, joined. Without
+        weights it returns what is to be added to them.
+        """
+        weights = tf.zeros_like(gradient) if weights is None else weights
+        names = list(self._optimizer.slots())
+        values = tuple(pack.read(name, first, last) for name in names)
+        weights, values = self._optimizer.new_values(gradient, weights, values, scalars)
+        for name, value in zip(names, values, strict=True):
+            pack.write(name, first, last, value)
+        return weights
 
 
 def _chunks(variables: Chunk) -> Iterator[Chunk]:
@@ -251,12 +270,20 @@ def _native(variable: Any) -> tf.Variable:
 
 
 def _groups(variables: Sequence[Any]) -> list[dict[int, tf.Variable]]:
-    """The small variables, by dtype and device: what may lie in one array."""
-    groups: dict[Any, dict[int, tf.Variable]] = {}
+    """The small variables by dtype and device, not too many: what may lie in one array."""
+    groups: list[dict[int, tf.Variable]] = []
+    open_groups: dict[Any, tuple[dict[int, tf.Variable], int]] = {}  # with their elements
     for index, variable in enumerate(variables):
         native = _native(variable)
         if getattr(variable, "overwrite_with_gradient", False) or not serves(native):
             continue
-        if native.shape.num_elements() <= PACK_UP_TO:
-            groups.setdefault((native.dtype, native.device), {})[index] = native
-    return [group for group in groups.values() if len(group) > 1]
+        kind, elements = (native.dtype, native.device), native.shape.num_elements()
+        if elements > PACK_UP_TO:
+            continue
+        group, filled = open_groups.get(kind, ({}, ARRAY_UP_TO))
+        if filled + elements > ARRAY_UP_TO:
+            group, filled = {}, 0
+            groups.append(group)
+        group[index] = native
+        open_groups[kind] = group, filled + elements
+    return [group for group in groups if len(group) > 1]
