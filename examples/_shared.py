@@ -179,6 +179,11 @@ def with_interval(values: Sequence[float], digits: int = 4) -> str:
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def best_rate(final_losses: Mapping[float, float]) -> float:
+    """The learning rate with the lowest loss; one that diverged is worse than any other."""
+    return min(final_losses, key=lambda rate: np.nan_to_num(final_losses[rate], nan=math.inf))
+
+
 # Text
 
 

@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import functools
 import io
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,11 +162,6 @@ class Trainer:
         return losses.values
 
 
-def best_rate(final_losses: dict[float, float]) -> float:
-    """The learning rate with the lowest loss; one that diverged is worse than any other."""
-    return min(final_losses, key=lambda rate: np.nan_to_num(final_losses[rate], nan=math.inf))
-
-
 def train_all(parts: dict[str, np.ndarray], options: argparse.Namespace) -> dict[str, Any]:
     """Per contender: the grid on the seed of its own, and one run a seed at the rate that won."""
     epochs = QUICK_EPOCHS if options.quick else EPOCHS
@@ -182,7 +176,7 @@ def train_all(parts: dict[str, np.ndarray], options: argparse.Namespace) -> dict
             bar.set_description(name)
             run = functools.partial(Trainer(contender, parts, epochs).run, bar=bar)
             grid = {rate: run(rate, SELECTION_SEED)["training"][-1] for rate in rates[name]}
-            rate = best_rate(grid)
+            rate = shared.best_rate(grid)
             of_seeds = [run(rate, seed) for seed in range(options.seeds)]
             results[name] = {"learning_rate": rate, "grid": grid}
             for part in parts:

@@ -229,13 +229,6 @@ def perplexity(cross_entropy: float) -> float:
     return float(np.exp(np.minimum(cross_entropy, 700.0)))
 
 
-def best_rate(final_perplexities: dict[float, float]) -> float:
-    """The learning rate with the lowest perplexity; NaN is worse than any other."""
-    return min(
-        final_perplexities, key=lambda rate: np.nan_to_num(final_perplexities[rate], nan=math.inf)
-    )
-
-
 def train_all(
     texts: dict[str, Text], size: Size, options: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
@@ -252,7 +245,7 @@ def train_all(
                 rate: trainer.run(rate, SELECTION_SEED, bar).validation[-1]
                 for rate in size.learning_rates
             }
-            rate = best_rate(grid)
+            rate = shared.best_rate(grid)
             runs = [trainer.run(rate, seed, bar) for seed in range(options.seeds)]
             curves = {part: [getattr(run, part) for run in runs] for part in texts}
             results[name] = {"learning_rate": rate, "grid": grid, "steps": steps, **curves}
@@ -308,6 +301,23 @@ def report_on(
             for name, of in results.items()
         ],
     )
+    at_the_best_rate(results, size, report)
+    report.table(
+        "Validation perplexity, one less the other, seed by seed: mean (95 % interval)",
+        ["", "difference"],
+        [
+            [
+                f"{one} − {other}",
+                shared.with_interval(
+                    np.subtract(*(final(results[name], "validation") for name in (one, other))), 3
+                ),
+            ]
+            for one, other in COMPARISONS
+        ],
+    )
+
+
+def at_the_best_rate(results: dict[str, Any], size: Size, report: shared.Report) -> None:
     # What all of them reach: the end of the one that ends highest.
     target = max(np.mean(of["validation"], axis=0)[-1] for of in results.values())
     report.table(
@@ -332,19 +342,6 @@ def report_on(
                 f"{steps_to(target, of) * of['milliseconds_per_step'] / 1000:.1f}",
             ]
             for name, of in results.items()
-        ],
-    )
-    report.table(
-        "Validation perplexity, one less the other, seed by seed: mean (95 % interval)",
-        ["", "difference"],
-        [
-            [
-                f"{one} − {other}",
-                shared.with_interval(
-                    np.subtract(*(final(results[name], "validation") for name in (one, other))), 3
-                ),
-            ]
-            for one, other in COMPARISONS
         ],
     )
 

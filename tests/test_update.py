@@ -29,10 +29,10 @@ CASES = {
     "yogi, from zero": dict(rule="yogi", beta_2=0.9, epsilon=1e-3, initial_accumulator_value=0.0),
     "yogi, from one": dict(rule="yogi", beta_2=0.9, epsilon=1e-2, initial_accumulator_value=1.0),
     "yogi, epsilon_hat": dict(
-        rule="yogi", beta_2=0.9, epsilon=1e-2, epsilon_hat=True, initial_accumulator_value=1e-6
+        rule="yogi", beta_2=0.25, epsilon=1e-2, epsilon_hat=True, initial_accumulator_value=1e-6
     ),
     "yogi, tanh": dict(
-        rule="yogi", beta_2=0.9, epsilon=1e-3, activation="tanh", initial_accumulator_value=1e-6
+        rule="yogi", beta_2=0.9, epsilon=1e-3, activation="tanh", initial_accumulator_value=0.0
     ),
     "yogi, proximal": dict(
         rule="yogi",
@@ -85,6 +85,16 @@ def test_bias_correction_keeps_its_digits_in_float32(beta):
         exact = -np.expm1(np.float64(step) * np.log(beta)) if beta else 1.0
         ours = float(rules.bias_correction(beta, np.float32(step)))
         assert ours == pytest.approx(exact, rel=3e-7)  # a few float32 roundings of 6e-8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "share"),
+    [({}, 0.03), ({"initial_accumulator_value": 0.0, "epsilon": 1e-6}, 1.0)],
+)
+def test_first_step_of_yogi_on_a_small_gradient(arguments, share):
+    """What its docstring says: 0.001 / (√(1e-6 / 0.001) + 0.001) = 0.031 of η, by default."""
+    states = trajectory(keras_yogi.Yogi(1.0, **arguments), [np.zeros(1)], [[np.full(1, 1e-3)]])
+    assert -states[-1][0]["weights"] == pytest.approx(share, rel=0.03)  # "3 %" has one digit
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

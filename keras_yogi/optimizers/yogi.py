@@ -30,6 +30,12 @@ class Yogi(AdaptiveOptimizer):
     forgets, and the effective learning rate η / (√v̂ + ε) explodes. Yogi's v moves by at most
     (1 − β₂) g² a step, and not at all on a zero gradient.
 
+    The defaults v₀ = 1e-6 and ε = 1e-3 are large where gradients are small. The mean loss over a
+    batch gives a row of an Embedding a gradient of about 1e-3 or less; the bias correction divides
+    v₀, too, so that √v̂ begins at 0.03, and the first step is 3 % of η where Adam's is η. Then take
+    `initial_accumulator_value=0.0` and `epsilon=1e-6`; `keras_yogi.diagnose` shows for which share
+    of the weights √v̂ is below ε, and which still have v = v₀.
+
     A gradient of an Embedding that names a row several times counts as the sum of its pieces, as
     it does for a dense gradient.
 
