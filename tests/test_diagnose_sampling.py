@@ -28,7 +28,7 @@ def test_limit(sizes, most):
 
 
 def test_the_documented_numbers_of_weights():
-    assert EVERY_BATCH[:3] == (65_536, 16_384, 64)
+    assert EVERY_BATCH[:3] == (65_536, 8_192, 32)
     assert THOROUGH[:3] == (1_048_576, 1_048_576, 16_384)
     assert THOROUGH.complete
     assert not EVERY_BATCH.complete
@@ -57,6 +57,14 @@ def test_quantiles_of_rows_are_numpys():
     found = quantiles.OfRows(counts)(values, (0.5, 0.999))
     for place, row in enumerate(np.split(values, np.cumsum(counts)[:-1])):
         np.testing.assert_allclose(found[:, place], np.quantile(row, (0.5, 0.999)), rtol=1e-14)
+
+
+def test_quantiles_of_several_kinds_of_values():
+    counts = np.array([3, 70, 1])
+    values = np.random.default_rng(0).normal(size=(2, counts.sum()))
+    of_rows = quantiles.OfRows(counts)
+    expected = [of_rows(each, (0.5, 0.999)) for each in values]
+    np.testing.assert_array_equal(of_rows(values, (0.5, 0.999)), expected)
 
 
 def test_quantiles_of_rows_with_infinities():

@@ -15,7 +15,7 @@ from keras_yogi.optimizers import arguments
 
 _ON_CARDS = (
     "effective_learning_rate_median",
-    "effective_learning_rate_max",
+    "effective_learning_rate_max_touched",
     "update_to_weight_ratio",
     "epsilon_share",
 )

@@ -25,6 +25,7 @@ FIGURES = (
     "effective_learning_rate_median",
     "effective_learning_rate_p99_9",
     "effective_learning_rate_max",
+    "effective_learning_rate_max_touched",
     "epsilon_share",
     "initial_velocity_share",
     "signal_to_noise_median",
@@ -32,7 +33,8 @@ FIGURES = (
 """What is told of every variable and of the whole model, in this order."""
 
 _NORMS = dict(zip(looks.SQUARES, FIGURES, strict=False))
-_MEDIAN, _HIGH, _NOISE = FIGURES[6], FIGURES[7], FIGURES[11]
+_MEDIAN, _HIGH = "effective_learning_rate_median", "effective_learning_rate_p99_9"
+_NOISE = "signal_to_noise_median"
 _numpy = ops.convert_to_numpy
 
 
@@ -125,19 +127,15 @@ class Gauge:
     def read(self) -> Reading:
         """The figures now."""
         progress = {id(part.optimizer): part.progress for part in self.parts}
-        seen = []
-        for group in self.groups:
-            sums, of_weights = group.observe(progress[id(group.part.optimizer)])
-            seen.append((group, Seen({k: _numpy(v) for k, v in sums.items()}, of_weights)))
+        seen = [(each, each.observe(progress[id(each.part.optimizer)])) for each in self.groups]
         untouched = self._extend_to_all_weights(seen, progress)
         of_variables = {name: np.full(len(self.names), np.nan) for name in FIGURES}
         for (group, (sums, of_weights)), places in zip(seen, self._inverse, strict=True):
             figures = _of_sums(sums, group.sample.sizes)
             if of_weights is not None:
-                rate = _numpy(of_weights.effective_learning_rate)
-                noise = _numpy(of_weights.signal_to_noise)
-                figures[_MEDIAN], figures[_HIGH] = group.quantiles_of_each(rate, (0.5, 0.999))
-                (figures[_NOISE],) = group.quantiles_of_each(noise, (0.5,))
+                kinds = (of_weights.effective_learning_rate, of_weights.signal_to_noise)
+                of_each = group.quantiles_of_each(np.stack([*map(_numpy, kinds)]), (0.5, 0.999))
+                (figures[_MEDIAN], figures[_HIGH]), (figures[_NOISE], _) = of_each
             for name, values in figures.items():
                 of_variables[name][places] = values
         return Reading(
@@ -158,10 +156,11 @@ class Gauge:
     ) -> dict[int, tuple[int, int]]:
         """Makes the sums of samples those of all weights, and counts rows of embeddings."""
         for group, (sums, _) in seen:
-            for name in sums.keys() - {"least", "most"}:
+            for name in sums.keys() - looks.EXTREMES.keys():
                 sums[name] = sums[name] * (group.sample.sizes / group.sample.counts)
         untouched = {}
-        for place, (which, own) in enumerate(self.places):
+        for place in range(len(self.variables)) if self._complete else self._tables:
+            which, own = self.places[place]
             group, (sums, of_weights) = seen[which]
             all_rows, row = self.variables[place].shape if place in self._tables else (0, 1)
             whole = group.sample.counts[own] == group.sample.sizes[own]
@@ -197,6 +196,10 @@ def _of_sums(sums: dict[str, Any], sizes: Any) -> dict[str, Any]:
             figures["update_to_weight_ratio"] = np.where(update == 0, 0.0, update / weights)
         figures["effective_learning_rate_min"] = sums["least"]
         figures["effective_learning_rate_max"] = sums["most"]
+        touched = sums["most_touched"]
+        figures["effective_learning_rate_max_touched"] = np.where(
+            np.isneginf(touched), np.nan, touched
+        )
         figures["epsilon_share"] = sums["epsilon_dominates"] / sizes
         figures["initial_velocity_share"] = sums["at_initial_velocity"] / sizes
     return figures

@@ -21,12 +21,10 @@ CHUNK = 2**20
 
 
 class Seen(NamedTuple):
-    """What is kept of a look at a sample: of every weight, and summed by variable. Tensors: what
-    nobody asks for need not leave the device.
-    """
+    """What is kept of a look at a sample."""
 
-    sums: dict[str, Any]
-    of_weights: Look | None
+    sums: dict[str, Array]  # by variable
+    of_weights: Look | None  # tensors: what nobody asks for need not leave the device
 
 
 class Group:
@@ -56,16 +54,18 @@ class Group:
     def observe(self, progress: Progress) -> Seen:
         """Looks at the sample of every variable."""
         key = self.part.rule and self.part.rule.constants()
+        scalars = self._scalars(progress)
         if key not in self._observations:
-            self._observations[key] = self._observation()
-        return Seen(*self._observations[key](*self._scalars(progress)))
+            self._observations[key] = self._observation(*scalars)
+        table, of_weights = self._observations[key](*scalars)
+        return Seen(dict(zip(self._names, _array(table), strict=True)), of_weights)
 
-    def _scalars(self, progress: Progress) -> tuple[Any, Any]:
+    def _scalars(self, progress: Progress) -> tuple[Array, Array]:
         """The learning rate now, and the step that the bias corrections are of."""
         learning_rate = np.array(progress.learning_rate, self.dtype)
         return learning_rate, np.array(max(progress.step, 1), "int32")
 
-    def _observation(self) -> Callable[..., Any]:
+    def _observation(self, *scalars: Array) -> Callable[..., Any]:
         every = {"weights": self.variables, **self.slots}
         readers = {name: self.sample.reader(of_all, self.dtype) for name, of_all in every.items()}
         owners, count = self.sample.owners.astype("int32"), len(self.variables)
@@ -73,9 +73,11 @@ class Group:
         def of_all(learning_rate: Any, step: Any) -> Any:
             streams = {name: read() for name, read in readers.items()}
             seen = self._look(streams, learning_rate, step)
-            return looks.sums(looks.summands(streams, seen), seen, owners, count), seen
+            added = looks.summands(streams, seen)
+            self._names, table = looks.sums(added, seen, owners, count)
+            return table, seen
 
-        return reading.in_a_graph(of_all) if self._compiled else of_all
+        return reading.in_a_graph(of_all, *scalars) if self._compiled else of_all
 
     def _look(self, streams: dict[str, Any], learning_rate: Any, step: Any) -> Look | None:
         rule = self.part.rule
@@ -116,8 +118,8 @@ class Group:
             seen = self._look(streams, *self._scalars(progress))
             owners = np.zeros(streams["weights"].shape, "int32")
             added = looks.summands(streams, seen)
-            for name, value in looks.sums(added, seen, owners, 1).items():
-                number = float(ops.convert_to_numpy(value)[0])
+            names, table = looks.sums(added, seen, owners, 1)
+            for name, (number,) in zip(names, ops.convert_to_numpy(table), strict=True):
                 total[name] = merged(name, [total[name], number]) if name in total else number
             if seen is not None:
                 whole_rows = ops.all(ops.reshape(seen.untouched, [-1, row]), axis=1)
@@ -125,7 +127,10 @@ class Group:
         return total, rows
 
 
+def _array(tensor: Any) -> Array:
+    return np.array(ops.convert_to_numpy(tensor))  # JAX's own may not be written to
+
+
 def merged(name: str, values: Any) -> float:
     """What `looks.sums` would give for several variables together."""
-    merge: Any = {"least": np.min, "most": np.max}.get(name, np.sum)
-    return float(merge(values))
+    return float(looks.EXTREMES.get(name, np.sum)(values))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_yogi.engine import reading
@@ -62,6 +63,8 @@ def look(
 
 SQUARES = ("weights", "momentum", "velocity", "update")
 COUNTS = ("epsilon_dominates", "at_initial_velocity")
+EXTREMES = {"least": np.min, "most": np.max, "most_touched": np.max}
+"""Of the effective learning rates, and how those of several variables become one."""
 
 
 def summands(streams: dict[str, Tensor], seen: Look | None) -> dict[str, Tensor]:
@@ -87,7 +90,7 @@ def summands(streams: dict[str, Tensor], seen: Look | None) -> dict[str, Tensor]
 
 def sums(
     added: dict[str, Tensor], seen: Look | None, owners: Tensor, count: int
-) -> dict[str, Tensor]:
+) -> tuple[list[str], Tensor]:
     """Sums and extremes over the weights of each variable.
 
     Args:
@@ -97,12 +100,13 @@ def sums(
         count: of variables.
 
     Returns:
-        By name, one value per variable; "least" and "most" are the extreme effective learning
-        rates.
+        Names, and a row of values for each: one a variable. `EXTREMES` are of the effective
+        learning rates; "most_touched" is -inf where no gradient has come.
     """
     found = {name: reading.sum_of_each(each, owners, count) for name, each in added.items()}
     if seen is not None:
         rate = ops.cast(seen.effective_learning_rate, found["weights"].dtype)
-        found["least"] = -reading.max_of_each(-rate, owners, count)
-        found["most"] = reading.max_of_each(rate, owners, count)
-    return found
+        touched = ops.where(seen.untouched, -np.inf, rate)
+        of_each = [reading.max_of_each(each, owners, count) for each in (-rate, rate, touched)]
+        found |= zip(EXTREMES, [-of_each[0], *of_each[1:]], strict=True)
+    return [*found], ops.stack([*found.values()])

@@ -26,16 +26,26 @@ class OfRows:
             self._classes.append((rows, lengths[:, 0], places, columns >= lengths))
 
     def __call__(self, values: Array, fractions: Sequence[float]) -> Array:
-        """Quantiles of every row: shape (fractions, rows)."""
-        found = np.empty((len(fractions), self._count))
+        """Quantiles of every row.
+
+        Args:
+            values: of all rows; or several kinds of values, one kind a row of the array.
+            fractions: each between 0 and 1.
+
+        Returns:
+            Shape (fractions, rows), or (kinds, fractions, rows).
+        """
+        found = np.empty((*values.shape[:-1], len(fractions), self._count))
         for rows, lengths, places, beyond in self._classes:
-            matrix = values[places]
-            matrix[beyond] = np.inf
-            matrix.sort(axis=1)
+            matrix = values[..., places]
+            matrix[..., beyond] = np.inf
+            matrix.sort(axis=-1)
             row = np.arange(len(rows))
             for place, q in enumerate(fractions):
                 low, high, part = _ranks(lengths, q)
-                found[place, rows] = _between(matrix[row, low], matrix[row, high], part)
+                found[..., place, rows] = _between(
+                    matrix[..., row, low], matrix[..., row, high], part
+                )
         return found
 
 

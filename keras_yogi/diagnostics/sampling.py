@@ -29,7 +29,7 @@ class Precision(NamedTuple):
     compiled: bool  # whether it is done so often that a graph pays
 
 
-EVERY_BATCH = Precision(2**16, 2**14, 64, complete=False, compiled=True)
+EVERY_BATCH = Precision(2**16, 2**13, 32, complete=False, compiled=True)
 """Costs a fraction of an update, however large the model."""
 THOROUGH = Precision(2**20, 2**20, 2**14, complete=True, compiled=False)
 

@@ -14,9 +14,17 @@ if keras.config.backend() == "tensorflow":
 
     from keras_yogi.engine.packing import PackedSlot
 
-    def in_a_graph(function: Function) -> Function:
-        """The same function, its operations started together instead of one by one."""
-        return tf.function(function, autograph=False)
+    def in_a_graph(function: Function, *arguments: np.ndarray) -> Function:
+        """The same function, its operations started together instead of one by one.
+
+        Args:
+            function: takes and gives tensors.
+            arguments: an example of what it takes, in dtype and shape.
+        """
+        # Called as it is traced: to find the trace that fits, TensorFlow would hash every
+        # variable of the model at every call.
+        specs = [tf.TensorSpec.from_tensor(tf.constant(each)) for each in arguments]
+        return tf.function(function, autograph=False).get_concrete_function(*specs)
 
     def location(variable: Any) -> tuple[Any, int]:
         """The array that holds a variable, and where in it its first element lies."""
@@ -33,7 +41,10 @@ if keras.config.backend() == "tensorflow":
         """Some elements of an array, by their places in it as one row."""
         # Not from the variable itself: that would make TensorFlow copy it whenever it is read from
         # then on, as it does with a variable of which single rows are written.
-        return tf.gather(tf.reshape(tf.convert_to_tensor(array), [-1]), places)
+        read = tf.convert_to_tensor(array)
+        row = read if len(read.shape) == 1 else tf.reshape(read, [-1])
+        whole = np.array_equal(places, np.arange(row.shape[0]))
+        return row if whole else tf.gather(row, places)
 
     def sum_of_each(values: Any, owners: Any, count: int) -> Any:
         """Sums of the values of each of `count` owners, who are numbered and come in order."""
@@ -45,7 +56,7 @@ if keras.config.backend() == "tensorflow":
 
 else:
 
-    def in_a_graph(function: Function) -> Function:
+    def in_a_graph(function: Function, *arguments: np.ndarray) -> Function:
         """A compiled function of these backends would hold the variables as they were traced."""
         return function
 
