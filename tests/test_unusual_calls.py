@@ -54,6 +54,9 @@ def test_whatever_is_a_number_can_be_the_learning_rate(case):
 @every_optimizer
 def test_no_gradients_at_all_are_no_step(prepared):
     """An empty list, which Keras lets pass; not a list of None."""
+    unbuilt = make(prepared)
+    unbuilt.apply([])
+    assert not unbuilt.built
     optimizer, variables = stepped(prepared, 1)
     optimizer.apply([])
     optimizer.apply([], variables)
