@@ -130,6 +130,24 @@ def test_growth_since_an_earlier_report():
     )
 
 
+def test_growth_is_seen_beside_rows_that_were_never_touched():
+    """Whose effective learning rate is η / ε throughout, larger than what the others grow to."""
+    table = variable((100, 50))
+    optimizer = optimizer_with([table], optimizer=keras_yogi.Adam(0.001, epsilon=1e-6))
+    for slot in ("momentum", "velocity"):
+        change(optimizer, table, slot, slice(40), 0)
+    earlier = keras_yogi.diagnose(optimizer)
+    change(optimizer, table, "momentum", slice(40, None), 1e-5)
+    change(optimizer, table, "velocity", slice(40, None), 1e-9)
+    report = keras_yogi.diagnose(optimizer, since=earlier)
+    highest = [report.model[f"effective_learning_rate_max{which}"] for which in ("", "_touched")]
+    assert highest[0] == pytest.approx(1000.0)
+    assert highest[1] == pytest.approx(0.001 / (np.sqrt(1e-9 / (1 - 0.999**1000)) + 1e-6))
+    (warning,) = report.warnings
+    assert "`embed`: since the earlier report its 99.9th percentile has grown 3," in warning
+    assert keras_yogi.diagnose(optimizer, since=report).warnings == []
+
+
 # ε
 
 

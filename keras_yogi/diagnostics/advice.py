@@ -31,15 +31,31 @@ def warnings(gauge: Gauge, reading: Reading, earlier: dict[str, float]) -> list[
     Args:
         gauge: whose reading it is.
         reading: the figures now.
-        earlier: the 99.9th percentile of the effective learning rates of an earlier reading, by
-            variable; empty without one.
+        earlier: `high_rates` of an earlier reading; empty without one.
     """
     found = list(_skipped(reading))
     if reading.step == 0:
         return found
     fresh = _Fresh(gauge, reading)
-    for place in range(len(reading.names)):
-        found += _of_variable(gauge, reading, place, fresh, earlier)
+    now = high_rates(reading) if earlier else {}
+    growth = {
+        name: now[name] / before for name, before in earlier.items() if before and name in now
+    }
+    for place, name in enumerate(reading.names):
+        found += _of_variable(gauge, reading, place, fresh, growth.get(name, 0.0))
+    return found
+
+
+def high_rates(reading: Reading) -> dict[str, float]:
+    """By variable, the 99.9th percentile of the effective learning rates of the weights that a
+    gradient has reached. The others' is a constant, and may hide what happens.
+    """
+    found = {}
+    for place, name in enumerate(reading.names):
+        told = reading.weights_of(place)
+        if told is not None and not told[0].untouched.all():
+            rates = told[0].effective_learning_rate[~told[0].untouched]
+            found[name] = float(np.quantile(rates, 0.999))
     return found
 
 
@@ -53,7 +69,7 @@ def _skipped(reading: Reading) -> Iterator[str]:
 
 
 def _of_variable(
-    gauge: Gauge, reading: Reading, place: int, fresh: "_Fresh", earlier: dict[str, float]
+    gauge: Gauge, reading: Reading, place: int, fresh: "_Fresh", growth: float
 ) -> Iterator[str]:
     name = reading.names[place]
     figure = {key: values[place] for key, values in reading.of_variables.items()}
@@ -72,9 +88,8 @@ def _of_variable(
         yield f"no gradient has reached `{name}`"
         return
     yield from _forgetting(gauge.part_of(place), name, seen, fresh.rate(place))
-    before, now = earlier.get(name, 0.0), figure["effective_learning_rate_p99_9"]
-    if before and now >= GROWTH * before:
-        since = f"since the earlier report its 99.9th percentile has grown {now / before:,.0f}-fold"
+    if growth >= GROWTH:
+        since = f"since the earlier report its 99.9th percentile has grown {growth:,.0f}-fold"
         yield f"effective learning rate of `{name}`: {since}: {_remedy(gauge.part_of(place))}"
     share = np.mean(seen.epsilon_dominates[touched])
     if share >= EPSILON_SHARE:

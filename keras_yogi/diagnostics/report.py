@@ -14,12 +14,14 @@ _COLUMNS = {
     "update/weights": "update_to_weight_ratio",
     "rate, median": "effective_learning_rate_median",
     "rate, p99.9": "effective_learning_rate_p99_9",
-    "rate, max": "effective_learning_rate_max",
+    "rate, max": "effective_learning_rate_max_touched",
     "√v̂ < ε": "epsilon_share",
     "v = v₀": "initial_velocity_share",
     "|m̂|/√v̂": "signal_to_noise_median",
 }
-"""What a terminal has room for; "rate" is the effective learning rate."""
+"""What a terminal has room for; "rate" is the effective learning rate, the largest that of a
+weight that a gradient has reached.
+"""
 
 _MODEL = "(whole model)"
 
@@ -36,9 +38,8 @@ class Report:
     """
 
     def __init__(self, gauge: Gauge, reading: Reading, since: "Report | None" = None) -> None:
-        high = "effective_learning_rate_p99_9"
-        before = {} if since is None else since.variables
-        earlier = {name: f[high] for name, f in before.items() if high in f}
+        self._high_rates = advice.high_rates(reading)
+        earlier = {} if since is None else since._high_rates
         self.step = reading.step
         self.model = model_figures(reading)
         self.variables: dict[str, dict[str, float]] = {
