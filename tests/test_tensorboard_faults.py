@@ -1,0 +1,127 @@
+"""keras_yogi.TensorBoard where it cannot write: what becomes of the training and its weights."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import keras
+import pytest
+import tensorflow as tf
+from test_tensorboard import compiled, data, events, fit, scalars
+
+import keras_yogi
+
+
+def trained(*callbacks, epochs=1):
+    """A model after so many epochs of three batches, and a fault or none."""
+    model = compiled(keras_yogi.Adam(0.0625))
+    model.fit(*data(), batch_size=16, epochs=epochs, callbacks=[*callbacks], verbose=0)
+    return model
+
+
+def state(model):
+    return [v.numpy().tobytes() for v in [*model.variables, *model.optimizer.variables]]
+
+
+def test_two_callbacks_write_into_one_folder(tmp_path):
+    model = trained(*(keras_yogi.TensorBoard(tmp_path) for _ in range(2)))
+    assert len(events(tmp_path)["optimizer/update_norm", "scalars"]) == 2
+    assert state(model) == state(trained())
+
+
+def test_two_runs_write_into_one_folder(tmp_path):
+    """One after the other, as when a script is started again: each in a file of its own."""
+    models = [trained(keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")) for _ in range(2)]
+    assert len(list(tmp_path.glob("events*"))) == 2
+    found = events(tmp_path)["optimizer/update_norm", "scalars"]
+    assert [step for step, _ in found] == [1, 2, 3, 1, 2, 3]
+    assert [value for _, value in found[:3]] == [value for _, value in found[3:]]
+    assert state(models[0]) == state(models[1]) == state(trained())
+
+
+def assert_refused_as_in_keras(folder):
+    errors = []
+    for callback_class in (keras.callbacks.TensorBoard, keras_yogi.TensorBoard):
+        model = compiled(keras_yogi.Adam(0.0625))
+        before = [w.tobytes() for w in model.get_weights()]
+        with pytest.raises(tf.errors.OpError) as raised:
+            fit(model, callback_class(str(folder)), epochs=1)
+        errors.append(type(raised.value))
+        assert str(folder.parent) in str(raised.value)
+        assert before == [w.tobytes() for w in model.get_weights()]
+        model.fit(*data(), batch_size=16, verbose=0)  # it can be trained without the callback
+        assert state(model) == state(trained())
+    assert errors[0] is errors[1]
+
+
+def test_a_file_where_the_folder_should_be_is_an_error_as_in_keras(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    assert_refused_as_in_keras(tmp_path / "file" / "logs")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_file_system_that_takes_no_files_is_an_error_as_in_keras():
+    """Root too may write nothing there."""
+    assert_refused_as_in_keras(Path("/proc/keras_yogi_logs"))
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write into every folder"
+)
+def test_a_read_only_folder_is_an_error_as_in_keras(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        assert_refused_as_in_keras(tmp_path / "logs")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("frequency", ["batch", "epoch"])
+def test_a_writer_that_was_closed_is_an_error(frequency, tmp_path):
+    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq=frequency)
+    close = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: callback._events.close() if batch == 1 else None
+    )
+    model = compiled(keras_yogi.Adam(0.0625))
+    with pytest.raises(RuntimeError, match="already closed"):
+        model.fit(*data(), batch_size=16, callbacks=[callback, close], verbose=0)
+    if frequency == "batch":
+        assert list(scalars(tmp_path, "optimizer/update_norm")) == [1, 2]
+    # The third step itself was made, before the error.
+    assert state(model) == state(trained())
+
+
+FULL = """
+    import resource, signal, sys, warnings
+    import numpy as np
+    sys.path.insert(0, {tests!r})
+    import test_tensorboard as t
+    callback = t.keras_yogi.TensorBoard({folder!r}, optimizer_freq={frequency!r})
+    model, twin = [t.compiled(t.keras_yogi.Adam(0.0625)) for _ in range(2)]
+    t.fit(twin, t.keras.callbacks.Callback(), epochs=4, shuffle=False)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a disk that is full
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        t.fit(model, callback, epochs=4, shuffle=False)
+    texts = [str(w.message) for w in caught if "training goes on" in str(w.message)]
+    states = [[v.numpy().tobytes() for v in [*m.variables, *m.optimizer.variables]]
+              for m in (model, twin)]
+    print("RESULT", int(model.optimizer.iterations), states[0] == states[1], len(texts))
+"""
+
+
+@pytest.mark.parametrize("frequency", ["batch", "epoch"])
+def test_training_goes_on_when_the_disk_is_full(frequency, tmp_path):
+    """As with keras.callbacks.TensorBoard, but with a warning, and once."""
+    code = textwrap.dedent(FULL).format(
+        tests=str(Path(__file__).parent), folder=str(tmp_path / "logs"), frequency=frequency
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "RESULT 12 True 1" in done.stdout, done.stderr
+    files = list((tmp_path / "logs").glob("events*"))
+    assert [path.stat().st_size <= 20_000 for path in files] == [True]
