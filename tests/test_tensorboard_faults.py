@@ -67,12 +67,11 @@ def test_a_file_system_that_takes_no_files_is_an_error_as_in_keras():
     assert_refused_as_in_keras(Path("/proc/keras_yogi_logs"))
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write into every folder"
-)
 def test_a_read_only_folder_is_an_error_as_in_keras(tmp_path):
     tmp_path.chmod(0o500)
     try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("root may write into every folder")
         assert_refused_as_in_keras(tmp_path / "logs")
     finally:
         tmp_path.chmod(0o700)
