@@ -10,10 +10,8 @@ most 1,024 rows of each table, which has 500,000.
 
 What to expect: keras.optimizers.Adam and `sparse_update="exact"` move every row in every step, as
 the formula wants (the momentum of a row goes on acting when its gradient has gone); "lazy" moves
-the rows of the batch. The validation loss of lazy rows is close, a little behind in so short a run:
-their momentum does not go on acting. A step of `fit` gains less than the update alone
-(`benchmarks/embeddings.py`): where rows of a variable have been overwritten one by one, TensorFlow
-copies the variable whenever the model reads it.
+the rows of the batch, and a step of `fit` costs what the batch costs. Their validation loss is
+close, a little behind in so short a run: their momentum does not go on acting.
 """
 
 import os
