@@ -9,6 +9,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import json
 import shutil
 import tempfile
 import urllib.parse
@@ -22,10 +23,14 @@ from tensorboard import program
 import keras_yogi
 
 PICTURE = Path(__file__).with_name("tensorboard.png")
-TAGS = (
-    "optimizer/effective_learning_rate_median"
-    "|optimizer/update_to_weight_ratio|optimizer/signal_to_noise"
-)
+TAGS = "optimizer/(effective.*(median|touched)|signal_to_noise|update_to_weight)"
+SETTINGS = {
+    "timeSeriesSettingsPaneOpened": False,
+    "timeSeriesCardMinWidth": 480,
+    "stepSelectorEnabled": False,
+    "ignoreOutliers": False,
+}
+"""Of TensorBoard's page, kept by the browser: two cards a row, their titles whole."""
 
 
 def train(folder: Path) -> None:
@@ -54,13 +59,14 @@ def photograph(url: str, picture: Path) -> None:
     """Opens TensorBoard's page of scalars, and saves it when its cards are drawn."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
-        page = browser.new_page(viewport={"width": 1400, "height": 620})
+        page = browser.new_page(viewport={"width": 1360, "height": 845})
+        kept = json.dumps(json.dumps(SETTINGS))
+        page.add_init_script(f"localStorage.setItem('_tb_global_settings', {kept})")
         shown = urllib.parse.urlencode(
             {"darkMode": "false", "smoothing": 0, "tagFilter": TAGS, "runFilter": "^(adam|yogi)$"}
         )
         page.goto(f"{url}?{shown}#timeseries")
         page.wait_for_selector("scalar-card line-chart", timeout=60_000)
-        page.get_by_role("button", name="Settings").last.click()  # closes its side bar
         page.wait_for_timeout(4000)  # the lines are animated
         page.screenshot(path=str(picture))
         browser.close()
