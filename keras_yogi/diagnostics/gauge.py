@@ -3,16 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_yogi.diagnostics import looks, quantiles
-from keras_yogi.diagnostics.groups import Array, Group, Seen, merged
+from keras_yogi.diagnostics.groups import Array, Group, Seen, groups_of, merged
 from keras_yogi.diagnostics.looks import Look
 from keras_yogi.diagnostics.parts import Part, Progress, names, parts
 from keras_yogi.diagnostics.sampling import THOROUGH, Precision, limit
-from keras_yogi.engine import reading
 from keras_yogi.optimizers import calls
 
 FIGURES = (
@@ -78,31 +76,14 @@ class Gauge:
         self._complete = precision.complete
         sizes = [int(np.prod(v.shape)) for v in self.variables]
         most = limit(sizes, precision)
-        self.groups: list[Group] = []
-        where: dict[int, tuple[int, int]] = {}
-        for part in self.parts:
-            dtypes = [keras.backend.standardize_dtype(v.dtype) for v in part.variables]
-            for dtype in sorted(set(dtypes)):
-                own = [
-                    i
-                    for i, v in enumerate(part.variables)
-                    if dtypes[i] == dtype and np.prod(v.shape)
-                ]
-                if not own:
-                    continue
-                # Slots that lie in one array come next to each other, and are read in one go.
-                first: dict[int, int] = {}
-                arrays = {
-                    i: id(reading.location([*part.slots.values(), part.variables][0][i])[0])
-                    for i in own
-                }
-                for place, i in enumerate(own):
-                    first.setdefault(arrays[i], place)
-                own.sort(key=lambda i: first[arrays[i]])
-                computed_in = "float32" if dtype in ("float16", "bfloat16") else dtype
-                self.groups.append(Group(part, computed_in, own, most, precision.compiled))
-                for place, variable in enumerate(self.groups[-1].variables):
-                    where[id(variable)] = len(self.groups) - 1, place
+        self.groups = [
+            group for part in self.parts for group in groups_of(part, most, precision.compiled)
+        ]
+        where = {
+            id(variable): (which, own)
+            for which, group in enumerate(self.groups)
+            for own, variable in enumerate(group.variables)
+        }
         self.places = [where[id(v)] for v in self.variables]
         own_places = {spot: place for place, spot in enumerate(self.places)}
         self._inverse = [

@@ -127,6 +127,26 @@ class Group:
         return total, rows
 
 
+def groups_of(part: Part, most: int, compiled: bool) -> list[Group]:
+    """A part's variables, one group a dtype; `most` and `compiled` are those of `Group`."""
+    by_dtype: dict[str, list[int]] = {}
+    for place, variable in enumerate(part.variables):
+        if np.prod(variable.shape):
+            dtype = keras.backend.standardize_dtype(variable.dtype)
+            by_dtype.setdefault(dtype, []).append(place)
+    # Slots that lie in one array come next to each other, and are read in one go.
+    slot = next(iter([*part.slots.values(), part.variables]))
+    groups = []
+    for dtype, own in sorted(by_dtype.items()):
+        of_arrays: dict[int, list[int]] = {}
+        for place in own:
+            of_arrays.setdefault(id(reading.location(slot[place])[0]), []).append(place)
+        own = [place for of_array in of_arrays.values() for place in of_array]
+        computed_in = "float32" if dtype in ("float16", "bfloat16") else dtype
+        groups.append(Group(part, computed_in, own, most, compiled))
+    return groups
+
+
 def _array(tensor: Any) -> Array:
     return np.array(ops.convert_to_numpy(tensor))  # JAX's own may not be written to
 
