@@ -66,7 +66,6 @@ def steps_of(update: Callable[[], Any], model: keras.Model, callback: Any) -> Ca
     def steps() -> None:
         for batch in range(STEPS):
             update()
-            model.optimizer.iterations.assign_add(1)  # some figures are renewed every few steps
             if callback is not None:
                 callback.on_train_batch_begin(batch)
                 callback.on_train_batch_end(batch)

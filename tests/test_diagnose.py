@@ -281,31 +281,6 @@ def test_a_sample_that_is_compiled_is_the_same(large):
         np.testing.assert_allclose(compiled[figure], eager[figure], rtol=ROUNDING)
 
 
-def test_weights_of_a_compiled_sample_are_read_anew_after_ten_steps(large):
-    optimizer, variables = large
-    first = int(optimizer.iterations)
-    gauge = Gauge(optimizer, ESTIMATED)
-    norms = []
-    for step in (0, 9, 10, 19, 25, 3):
-        optimizer.iterations.assign(first + step)
-        norms.append(gauge.read().of_model["weight_norm"])
-        for variable in variables:
-            variable.assign(2.0 * variable)
-    # Read at 0, 10 and 25 (15 after); at 3 too, since steps have gone back.
-    np.testing.assert_allclose(np.divide(norms, norms[0]), [1, 1, 4, 4, 16, 32], rtol=1e-6)
-
-
-def test_slots_of_a_compiled_sample_are_those_now(large):
-    optimizer, variables = large
-    gauge = Gauge(optimizer, ESTIMATED)
-    before = gauge.read().of_model["momentum_norm"]
-    for variable in variables:
-        optimizer.set_slot(
-            variable, "momentum", 2 * np.array(optimizer.get_slot(variable, "momentum"))
-        )
-    assert gauge.read().of_model["momentum_norm"] == pytest.approx(2 * before, rel=1e-6)
-
-
 def test_a_compiled_gauge_heeds_new_hyperparameters(large):
     optimizer, _ = large
     gauge = Gauge(optimizer, ESTIMATED)

@@ -48,8 +48,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         optimizer_freq: when the optimizer's scalars are written: "epoch": at the end of every
             epoch; "batch" or an integer n ≥ 1: after every batch, or every n-th. At the end of an
             epoch everything but medians and percentiles is of all weights. After batches, what is
-            written of a model of more than 65,536 weights is of a sample; see docs/tensorboard.md.
-            Defaults to "epoch".
+            written of a model of more than 65,536 weights is of a sample. Defaults to "epoch".
         per_variable: write the scalars of every variable too. Defaults to True.
         **keras_arguments: Keras's own: `write_graph`, `write_images`, `write_steps_per_second`,
             `update_freq`, `profile_batch`, `embeddings_freq`, `embeddings_metadata`; see

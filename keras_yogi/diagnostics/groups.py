@@ -20,13 +20,6 @@ CHUNK = 2**20
 """Weights that are looked at in one go where all of a large variable's are."""
 
 
-WEIGHTS_KEPT = 10
-"""Steps for which the weights of a sample stand that is looked at after every batch: a model has
-one array per weight matrix, but few of packed slots, so that to read them is most of the cost. They
-change by far less in that time than a sample is off.
-"""
-
-
 class Seen(NamedTuple):
     """What is kept of a look at a sample."""
 
@@ -55,49 +48,36 @@ class Group:
         self.sample = Sample([int(np.prod(v.shape)) for v in self.variables], most)
         self.quantiles_of_each = OfRows(self.sample.counts)
         self._compiled = compiled
-        self._keeps_weights = compiled and bool(np.any(self.sample.counts < self.sample.sizes))
-        self._read_weights = self.sample.reader(self.variables, dtype)
-        if self._keeps_weights:
-            self._read_weights = reading.in_a_graph(self._read_weights)
-        self._weights: tuple[int, Any] | None = None
         # Graphs hold the hyperparameters as fixed numbers.
         self._observations: dict[Any, Callable[..., Any]] = {}
 
     def observe(self, progress: Progress) -> Seen:
         """Looks at the sample of every variable."""
         key = self.part.rule and self.part.rule.constants()
-        arguments = self._scalars(progress)
-        if self._keeps_weights:
-            arguments += (self._kept_weights(progress.step),)
+        scalars = self._scalars(progress)
         if key not in self._observations:
-            self._observations[key] = self._observation(*arguments)
-        table, of_weights = self._observations[key](*arguments)
+            self._observations[key] = self._observation(*scalars)
+        table, of_weights = self._observations[key](*scalars)
         return Seen(dict(zip(self._names, _array(table), strict=True)), of_weights)
 
-    def _kept_weights(self, step: int) -> Any:
-        if self._weights is None or not 0 <= step - self._weights[0] < WEIGHTS_KEPT:
-            self._weights = step, self._read_weights()
-        return self._weights[1]
-
-    def _scalars(self, progress: Progress) -> tuple[Any, ...]:
+    def _scalars(self, progress: Progress) -> tuple[Array, Array]:
         """The learning rate now, and the step that the bias corrections are of."""
         learning_rate = np.array(progress.learning_rate, self.dtype)
         return learning_rate, np.array(max(progress.step, 1), "int32")
 
-    def _observation(self, *arguments: Any) -> Callable[..., Any]:
-        """What looks at the sample; it takes such arguments: `_scalars`, and weights if kept."""
-        readers = {name: self.sample.reader(of, self.dtype) for name, of in self.slots.items()}
+    def _observation(self, *scalars: Array) -> Callable[..., Any]:
+        every = {"weights": self.variables, **self.slots}
+        readers = {name: self.sample.reader(of_all, self.dtype) for name, of_all in every.items()}
         owners, count = self.sample.owners.astype("int32"), len(self.variables)
 
-        def of_all(learning_rate: Any, step: Any, *kept: Any) -> Any:
-            streams = {"weights": kept[0] if kept else self._read_weights()}
-            streams |= {name: read() for name, read in readers.items()}
+        def of_all(learning_rate: Any, step: Any) -> Any:
+            streams = {name: read() for name, read in readers.items()}
             seen = self._look(streams, learning_rate, step)
             added = looks.summands(streams, seen)
             self._names, table = looks.sums(added, seen, owners, count)
             return table, seen
 
-        return reading.in_a_graph(of_all, *arguments) if self._compiled else of_all
+        return reading.in_a_graph(of_all, *scalars) if self._compiled else of_all
 
     def _look(self, streams: dict[str, Any], learning_rate: Any, step: Any) -> Look | None:
         rule = self.part.rule

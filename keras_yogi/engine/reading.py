@@ -14,16 +14,16 @@ if keras.config.backend() == "tensorflow":
 
     from keras_yogi.engine.packing import PackedSlot
 
-    def in_a_graph(function: Function, *arguments: Any) -> Function:
+    def in_a_graph(function: Function, *arguments: np.ndarray) -> Function:
         """The same function, its operations started together instead of one by one.
 
         Args:
             function: takes and gives tensors.
-            arguments: an example of what it takes, arrays or tensors.
+            arguments: an example of what it takes, in dtype and shape.
         """
         # Called as it is traced: to find the trace that fits, TensorFlow would hash every
         # variable of the model at every call.
-        specs = [tf.TensorSpec(each.shape, each.dtype) for each in arguments]
+        specs = [tf.TensorSpec.from_tensor(tf.constant(each)) for each in arguments]
         return tf.function(function, autograph=False).get_concrete_function(*specs)
 
     def location(variable: Any) -> tuple[Any, int]:
@@ -56,7 +56,7 @@ if keras.config.backend() == "tensorflow":
 
 else:
 
-    def in_a_graph(function: Function, *arguments: Any) -> Function:
+    def in_a_graph(function: Function, *arguments: np.ndarray) -> Function:
         """A compiled function of these backends would hold the variables as they were traced."""
         return function
 
