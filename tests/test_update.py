@@ -111,3 +111,9 @@ def test_half_precision_rounds_only_what_it_stores(optimizer_class, start, dtype
         np.testing.assert_array_equal(
             half[1][0][name], tf.constant(single[1][0][name], dtype).numpy(), err_msg=name
         )
+
+
+def test_an_average_that_keeps_nothing_is_its_value_to_the_bit():
+    """1 + (1e-9 − 1) would be 0 in float32."""
+    average, value = np.float32(1.0), np.float32(1e-9)
+    assert rules.moving_average(average, value, 0.0) == value
