@@ -50,7 +50,7 @@ BAD = [
 
 @pytest.mark.parametrize(("optimizer", "name", "bad"), BAD)
 def test_bad_value_is_refused(optimizer, name, bad):
-    expected = rf"`{name}` must be .+ Received: {name}={re.escape(repr(bad))}"
+    expected = rf"`{name}` must be .+ Received: {name}={re.escape(repr(bad))} \(of type "
     with pytest.raises(ValueError, match=re.compile(expected, re.DOTALL)):
         optimizer(**{name: bad})
 
@@ -63,6 +63,7 @@ def test_unknown_argument_is_refused(optimizer, unknown, meant):
     with pytest.raises(ValueError, match=rf"`{unknown}` must be an argument of") as error:
         optimizer(**{unknown: 0.5})
     assert f"Received: {unknown}=0.5" in str(error.value)
+    assert "keras_arguments" not in str(error.value)
     assert meant is None or f"Did you mean `{meant}`?" in str(error.value)
     assert ("Did you mean" in str(error.value)) == (meant is not None)
 
@@ -70,6 +71,25 @@ def test_unknown_argument_is_refused(optimizer, unknown, meant):
 def test_two_ways_of_clipping_are_refused():
     with pytest.raises(ValueError, match=r"Only one of .*clipnorm=1"):
         keras_yogi.Yogi(clipnorm=1.0, clipvalue=1.0)
+
+
+@pytest.mark.parametrize("bad", [True, "0.1"])
+def test_refused_learning_rate_is_told_what_else_there_is(bad):
+    with pytest.raises(ValueError, match="LearningRateSchedule or a callable"):
+        keras_yogi.Adam(bad)
+
+
+def test_refused_value_may_be_unable_to_show_itself():
+    """As a variable of Keras 3.10 is, while a graph is traced."""
+
+    class Shy:
+        path = "dense/kernel"
+
+        def __repr__(self):
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match=r"Received: epsilon=dense/kernel \(of type Shy\)"):
+        keras_yogi.Adam(epsilon=Shy())
 
 
 @pytest.mark.parametrize("optimizer", BOTH)
