@@ -78,12 +78,6 @@ def test_the_gradients_are_hard():
     assert min(above, below, zero) > 20
 
 
-def test_average_without_memory_is_the_value():
-    """To the bit: 1e8 + (1e-3 − 1e8) would be 0 in float32."""
-    average, value = tf.constant(1e8), tf.constant(1e-3)
-    assert float(rules.moving_average(average, value, 0.0)) == float(value)
-
-
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.9, 0.999, 1 - 1e-6])
 def test_bias_correction_keeps_its_digits_in_float32(beta):
     """1 − βᵗ computed in float32 loses them: for β = 0.999 and t = 1 it is off by 1.3e-5."""
