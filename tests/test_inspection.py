@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from contract import regression, regression_model, train
-from test_diagnose import assert_figures
+from figures import assert_figures
 
 import keras_yogi
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_diagnose import ROUNDING, by_hand
+from figures import ROUNDING, by_hand
 
 import keras_yogi
 from keras_yogi.callbacks import run_pages

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from test_diagnose import ROUNDING, by_hand
+from figures import ROUNDING, by_hand
 from test_tensorboard import OF_LAYERS, SCALARS, compiled, events, fit, scalars, tags
 
 import keras_yogi

@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 
 import pytest
-from test_diagnose import ROUNDING, by_hand
+from figures import ROUNDING, by_hand
 from test_tensorboard import HISTOGRAMS, LAYERS, OF_LAYERS, SCALARS, compiled, fit
 
 import keras_yogi
