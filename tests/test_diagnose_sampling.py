@@ -54,7 +54,7 @@ def test_quantiles_of_rows_are_numpys():
     random = np.random.default_rng(0)
     counts = np.array([1, 2, 5, 64, 65, 3, 1000, 1000])
     values = random.lognormal(sigma=5, size=counts.sum())
-    found = quantiles.OfRows(counts)(values, (0.5, 0.999))
+    found = quantiles.OfRows(counts, (0.5, 0.999))(values)
     for place, row in enumerate(np.split(values, np.cumsum(counts)[:-1])):
         np.testing.assert_allclose(found[:, place], np.quantile(row, (0.5, 0.999)), rtol=1e-14)
 
@@ -62,14 +62,14 @@ def test_quantiles_of_rows_are_numpys():
 def test_quantiles_of_several_kinds_of_values():
     counts = np.array([3, 70, 1])
     values = np.random.default_rng(0).normal(size=(2, counts.sum()))
-    of_rows = quantiles.OfRows(counts)
-    expected = [of_rows(each, (0.5, 0.999)) for each in values]
-    np.testing.assert_array_equal(of_rows(values, (0.5, 0.999)), expected)
+    of_rows = quantiles.OfRows(counts, (0.5, 0.999))
+    expected = [of_rows(each) for each in values]
+    np.testing.assert_array_equal(of_rows(values), expected)
 
 
 def test_quantiles_of_rows_with_infinities():
     values = np.array([1.0, np.inf, np.inf, 2.0])
-    found = quantiles.OfRows(np.array([3, 1]))(values, (0.5, 1.0))
+    found = quantiles.OfRows(np.array([3, 1]), (0.5, 1.0))(values)
     np.testing.assert_array_equal(found, [[np.inf, 2.0], [np.inf, 2.0]])
 
 

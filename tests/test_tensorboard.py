@@ -149,6 +149,28 @@ def test_steps_of_batches(frequency, steps, tmp_path):
         assert last == pytest.approx(of_model[figure], rel=ROUNDING)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_every_batch_is_seen_as_it_was(fused, tmp_path):
+    """Ten looks at a time are written, after later steps have changed what they were taken of."""
+    model = compiled(keras_yogi.Adam(0.0625, fused=fused))
+    expected, written = [], []
+
+    def compute(batch, logs):
+        expected.append(by_hand(model.optimizer, model.trainable_variables)[1])
+        if batch in (8, 9, 10):
+            written.append(len(events(tmp_path).get(("optimizer/update_norm", "scalars"), [])))
+
+    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
+    by_batch = keras.callbacks.LambdaCallback(on_train_batch_end=compute)
+    model.fit(*data(), batch_size=4, callbacks=[callback, by_batch], verbose=0)
+    assert written == [0, 10, 10]
+    for figure in FIGURES:
+        found = scalars(tmp_path, f"optimizer/{figure}")
+        assert list(found) == [*range(1, 13)]
+        for step, value in found.items():
+            assert value == pytest.approx(expected[step - 1][figure], rel=ROUNDING), (figure, step)
+
+
 def test_without_variables(tmp_path):
     callback = keras_yogi.TensorBoard(tmp_path, per_variable=False)
     fit(compiled(keras_yogi.Adam()), callback)

@@ -1,5 +1,6 @@
 """keras_yogi.TensorBoard where it cannot write: what becomes of the training and its weights."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def test_a_read_only_folder_is_an_error_as_in_keras(tmp_path):
 def test_a_writer_that_was_closed_is_an_error(frequency, tmp_path):
     callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq=frequency)
     close = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: callback._events.close() if batch == 1 else None
+        on_train_batch_end=lambda batch, logs: callback._scalars.close() if batch == 1 else None
     )
     model = compiled(keras_yogi.Adam(0.0625))
     with pytest.raises(RuntimeError, match="already closed"):
@@ -90,6 +91,31 @@ def test_a_writer_that_was_closed_is_an_error(frequency, tmp_path):
         assert list(scalars(tmp_path, "optimizer/update_norm")) == [1, 2]
     # The third step itself was made, before the error.
     assert state(model) == state(trained())
+
+
+@pytest.mark.parametrize("how", ["the callback is thrown away", "it is used again"])
+def test_what_was_seen_before_an_error_is_written(how, tmp_path):
+    """Looks wait until there are ten, or the epoch ends: not if it is never to end."""
+
+    def fail(batch, logs):
+        if batch == 1:
+            raise KeyboardInterrupt
+
+    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
+    model = compiled(keras_yogi.Adam(0.0625))
+    stop = keras.callbacks.LambdaCallback(on_train_batch_end=fail)
+    try:
+        model.fit(*data(), batch_size=16, callbacks=[callback, stop], verbose=0)
+    except KeyboardInterrupt:
+        pass
+    else:
+        pytest.fail("nothing was broken off")
+    if how == "it is used again":
+        model.fit(*data(), batch_size=16, callbacks=[callback], verbose=0)
+    del callback, model, stop
+    gc.collect()
+    steps = [step for step, _ in events(tmp_path)["optimizer/update_norm", "scalars"]]
+    assert steps == ([1, 2, 1, 2, 3] if how == "it is used again" else [1, 2])
 
 
 FULL = """

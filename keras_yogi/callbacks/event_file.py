@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-_FLUSH_EVERY = 10  # records, as tf.summary does
 _numbers = itertools.count()
 
 
@@ -34,28 +33,31 @@ class EventFile:
         # TensorBoard reads the files of a folder in the order of their names.
         self.path = f"{folder}/events.out.tfevents.{int(time.time()):010d}.{place}.keras_yogi"
         self._writer = tf.io.TFRecordWriter(self.path)
-        self._written, self._closed, self._failed = 0, False, False
+        self._closed = self._failed = False
         first = self._event(wall_time=time.time(), file_version="brain.Event:2")
         self._writer.write(first.SerializeToString())
         self._writer.flush()
 
-    def write(self, summary: bytes, step: int) -> None:
+    def write(self, summary: bytes, step: int, moment: float | None = None) -> None:
         """Adds an event.
 
         Args:
             summary: a serialized tf.Summary.
             step: where it stands on the axis.
+            moment: when it was, as `time.time()` says it. Defaults to now.
 
         Raises:
             RuntimeError: the file was closed.
         """
+        self.check_open()
+        moment = time.time() if moment is None else moment
+        event = self._event(wall_time=moment, step=step).SerializeToString()
+        self._try(self._writer.write, event + _FIELD_OF_SUMMARY + varint(len(summary)) + summary)
+
+    def check_open(self) -> None:
+        """Raises a RuntimeError if the file was closed."""
         if self._closed:
             raise RuntimeError(f"Nothing can be written to {self.path}: it is already closed")
-        event = self._event(wall_time=time.time(), step=step).SerializeToString()
-        self._try(self._writer.write, event + _FIELD_OF_SUMMARY + varint(len(summary)) + summary)
-        self._written += 1
-        if self._written % _FLUSH_EVERY == 0:
-            self.flush()
 
     def flush(self) -> None:
         """Hands what is written to the file system."""

@@ -1,6 +1,8 @@
 """keras_yogi.TensorBoard: what the optimizer does inside, beside the loss."""
 
 import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -8,18 +10,10 @@ import numpy as np
 
 from keras_yogi.callbacks import run_pages, summaries
 from keras_yogi.callbacks.event_file import EventFile
-from keras_yogi.diagnostics.gauge import FIGURES, Gauge, Reading
-from keras_yogi.diagnostics.report import model_figures
+from keras_yogi.callbacks.scalars import ScalarWriter, layer_of
+from keras_yogi.diagnostics.gauge import Gauge, Reading
 from keras_yogi.diagnostics.sampling import EVERY_BATCH, THOROUGH, Precision
 from keras_yogi.optimizers import arguments
-
-_ON_CARDS = (
-    "effective_learning_rate_median",
-    "effective_learning_rate_max_touched",
-    "update_to_weight_ratio",
-    "epsilon_share",
-)
-"""The figures that get a card a layer."""
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
@@ -82,20 +76,24 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self.optimizer_freq = _frequency(optimizer_freq)
         self.per_variable = arguments.boolean("per_variable", per_variable)
         self._said: set[str] = set()
+        self._finish: Callable[[], Any] = lambda: None
         self._forget()
 
     def _forget(self) -> None:
         """Before a training: another model or optimizer may come."""
         self._gauges: dict[Any, Gauge] = {}
-        self._scalars: summaries.Scalars | None = None
-        self._columns_written = self._cards_written = False
+        self._columns_written = False
         self._batches = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Begins the run's session on the HParams page."""
         super().on_train_begin(logs)
         self._forget()
+        self._finish()  # an earlier training that was broken off
         self._events = EventFile(self.log_dir)
+        self._scalars = ScalarWriter(self._events, self.per_variable)
+        # What waits is written even if training ends by an error: then it is of most interest.
+        self._finish = weakref.finalize(self, self._scalars.close)
         self._events.write(run_pages.hparams(self.model.optimizer), 0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -109,7 +107,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
             if hasattr(self.model, "jax_state_sync"):
                 self.model.jax_state_sync()  # on JAX, `fit` holds the newest values
             if gauge := self._gauge(EVERY_BATCH):
-                self._write_scalars(gauge.read(), self._batches)
+                self._scalars.add(gauge, self._batches)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Writes the optimizer's scalars and histograms, if it is time for them."""
@@ -123,15 +121,15 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if gauge is not None:
             reading = gauge.read()
             if self.optimizer_freq == "epoch":
-                self._write_scalars(reading, epoch)
+                self._scalars.write(reading, epoch)
             if with_histograms:
                 self._write_histograms(reading, epoch)
-        self._events.flush()
+        self._scalars.flush()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Ends the run's session on the HParams page, and closes the writers."""
         self._events.write(run_pages.session_end(), 0)
-        self._events.close()
+        self._finish()
         super().on_train_end(logs)
 
     # Writing
@@ -148,26 +146,12 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 self._said.add(sentence)
         return self._gauges[precision]
 
-    def _write_scalars(self, reading: Reading, step: int) -> None:
-        of_model = model_figures(reading)
-        values = [np.array([*of_model.values()])]
-        if self.per_variable:
-            values += [reading.of_variables[figure][reading.told[figure]] for figure in FIGURES]
-            values.append(np.array([rows for rows, _ in reading.untouched_rows.values()]))
-        if self._scalars is None:
-            self._scalars = summaries.Scalars(_tags(reading, list(of_model), self.per_variable))
-        self._events.write(self._scalars.serialized(np.concatenate(values)), step)
-        if self.per_variable and not self._cards_written:
-            layers = list(dict.fromkeys(map(_layer, reading.names)))
-            self._events.write(summaries.cards(layers, _ON_CARDS), 0)
-            self._cards_written = True
-
     def _write_histograms(self, reading: Reading, step: int) -> None:
         of_layers: dict[str, list[Any]] = {}
         for place, name in enumerate(reading.names):
             told = reading.weights_of(place)
             if told is not None:
-                of_layers.setdefault(_layer(name), []).append(told)
+                of_layers.setdefault(layer_of(name), []).append(told)
         of_tags = {}
         for layer, looks in of_layers.items():
             weights = np.concatenate([np.full(len(seen.root), share) for seen, share in looks])
@@ -183,25 +167,6 @@ _HISTOGRAMS = {
     "log10_root_velocity": "root",
     "log10_update": "update",
 }
-
-
-def _layer(name: str) -> str:
-    return name.rpartition("/")[0] or name
-
-
-def _tags(reading: Reading, of_model: list[str], per_variable: bool) -> list[str]:
-    tags = [f"optimizer/{figure}" for figure in of_model]
-    if per_variable:
-        tags += [
-            f"optimizer_layers/{reading.names[place]}/{figure}"
-            for figure in FIGURES
-            for place in np.flatnonzero(reading.told[figure])
-        ]
-        tags += [
-            f"optimizer_layers/{reading.names[place]}/untouched_rows"
-            for place in reading.untouched_rows
-        ]
-    return tags
 
 
 def _frequency(value: Any) -> Any:

@@ -1,15 +1,15 @@
 """Reads an optimizer's figures: from the slots to one number per variable and per model."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
-from keras_yogi.diagnostics import looks, quantiles
-from keras_yogi.diagnostics.groups import Array, Group, Seen, groups_of, merged
+from keras_yogi.diagnostics import groups, looks, quantiles
+from keras_yogi.diagnostics.groups import FRACTIONS, Array, Group, Seen, groups_of, merged
 from keras_yogi.diagnostics.looks import Look
-from keras_yogi.diagnostics.parts import Part, Progress, names, parts
+from keras_yogi.diagnostics.parts import Part, names, parts
 from keras_yogi.diagnostics.sampling import THOROUGH, Precision, limit
 from keras_yogi.optimizers import calls
 
@@ -55,7 +55,7 @@ class Reading:
     def weights_of(self, place: int) -> tuple[Look, float] | None:
         """What was seen of a variable's sample, and how many weights each of it stands for."""
         which, own = self.places[place]
-        group, (_, of_weights) = self.seen[which]
+        group, (_, of_weights, _) = self.seen[which]
         if of_weights is None:
             return None
         if which not in self._copied:
@@ -63,6 +63,13 @@ class Reading:
         part = group.sample.of(own)
         share = group.sample.sizes[own] / group.sample.counts[own]
         return Look(*(values[part] for values in self._copied[which])), float(share)
+
+
+class Sight(NamedTuple):
+    """What `Gauge.look` returns."""
+
+    of_groups: list[groups.Sight]
+    skipped_steps: int
 
 
 class Gauge:
@@ -105,26 +112,36 @@ class Gauge:
         """The optimizer that trains a variable."""
         return self.groups[self.places[place][0]].part
 
-    def read(self) -> Reading:
-        """The figures now."""
-        progress = {id(part.optimizer): part.progress for part in self.parts}
-        seen = [(each, each.observe(progress[id(each.part.optimizer)])) for each in self.groups]
-        untouched = self._extend_to_all_weights(seen, progress)
-        of_variables = {name: np.full(len(self.names), np.nan) for name in FIGURES}
-        for (group, (sums, of_weights)), places in zip(seen, self._inverse, strict=True):
+    def look(self) -> Sight:
+        """All that the figures follow from, now: less work than to `read` it, which can wait."""
+        skipped = sum(part.skipped_steps for part in self.parts)
+        return Sight([group.look() for group in self.groups], skipped)
+
+    def read(self, sight: Sight | None = None) -> Reading:
+        """The figures.
+
+        Args:
+            sight: what `look` has returned, where `complete` precision is not asked for. Defaults
+                to a look now.
+        """
+        sight = self.look() if sight is None else sight
+        pairs = zip(self.groups, sight.of_groups, strict=True)
+        seen = [(group, group.seen(of_group)) for group, of_group in pairs]
+        untouched = self._extend_to_all_weights(seen)
+        of_variables = np.full((len(FIGURES), len(self.names)), np.nan)
+        for (group, (sums, of_weights, _)), places in zip(seen, self._inverse, strict=True):
             figures = _of_sums(sums, group.sample.sizes)
             if of_weights is not None:
                 kinds = (of_weights.effective_learning_rate, of_weights.signal_to_noise)
-                of_each = group.quantiles_of_each(np.stack([*map(_numpy, kinds)]), (0.5, 0.999))
+                of_each = group.quantiles_of_each(np.stack([*map(_numpy, kinds)]))
                 (figures[_MEDIAN], figures[_HIGH]), (figures[_NOISE], _) = of_each
-            for name, values in figures.items():
-                of_variables[name][places] = values
+            of_variables[np.ix_([*map(FIGURES.index, figures)], places)] = [*figures.values()]
         return Reading(
-            max((each.step for each in progress.values()), default=0),
-            {p.optimizer.name: progress[id(p.optimizer)].learning_rate for p in self.parts},
-            sum(each.skipped_steps for each in progress.values()),
+            max((found.progress.step for _, found in seen), default=0),
+            {group.part.optimizer.name: found.progress.learning_rate for group, found in seen},
+            sight.skipped_steps,
             self.names,
-            of_variables,
+            dict(zip(FIGURES, of_variables, strict=True)),
             self.told,
             _of_model(seen),
             untouched,
@@ -132,22 +149,19 @@ class Gauge:
             self.places,
         )
 
-    def _extend_to_all_weights(
-        self, seen: list[tuple[Group, Seen]], progress: dict[int, Progress]
-    ) -> dict[int, tuple[int, int]]:
+    def _extend_to_all_weights(self, seen: list[tuple[Group, Seen]]) -> dict[int, tuple[int, int]]:
         """Makes the sums of samples those of all weights, and counts rows of embeddings."""
-        for group, (sums, _) in seen:
+        for group, (sums, *_) in seen:
             for name in sums.keys() - looks.EXTREMES.keys():
                 sums[name] = sums[name] * (group.sample.sizes / group.sample.counts)
         untouched = {}
         for place in range(len(self.variables)) if self._complete else self._tables:
             which, own = self.places[place]
-            group, (sums, of_weights) = seen[which]
+            group, (sums, of_weights, progress) = seen[which]
             all_rows, row = self.variables[place].shape if place in self._tables else (0, 1)
             whole = group.sample.counts[own] == group.sample.sizes[own]
             if self._complete and not whole:
-                now = progress[id(group.part.optimizer)]
-                total, rows = group.sums_over_all(now, own, int(row))
+                total, rows = group.sums_over_all(progress, own, int(row))
                 for name, value in total.items():
                     sums[name][own] = value
             elif place in self._tables and of_weights is not None:
@@ -207,8 +221,8 @@ def _of_model(seen: list[tuple[Group, Seen]]) -> dict[str, float]:
         looks_at = [found.of_weights for _, found in with_rule if found.of_weights is not None]
         rate = np.concatenate([_numpy(each.effective_learning_rate) for each in looks_at])
         noise = np.concatenate([_numpy(each.signal_to_noise) for each in looks_at])
-        figures[_MEDIAN], figures[_HIGH] = quantiles.weighted(rate, weights, (0.5, 0.999))
-        (figures[_NOISE],) = quantiles.weighted(noise, weights, (0.5,))
+        figures[_MEDIAN], figures[_HIGH] = quantiles.weighted(rate, weights, FRACTIONS)
+        (figures[_NOISE],) = quantiles.weighted(noise, weights, FRACTIONS[:1])
     if len(with_rule) < len(seen):
         figures |= {
             _NORMS[name]: np.sqrt(value)

@@ -16,15 +16,27 @@ from keras_yogi.engine import reading
 
 Array = np.ndarray
 
+FRACTIONS = (0.5, 0.999)
+"""Of which quantiles are told: the median, and what one weight in a thousand exceeds."""
+
 CHUNK = 2**20
 """Weights that are looked at in one go where all of a large variable's are."""
 
 
+class Sight(NamedTuple):
+    """A look at a sample, in tensors, which stay what they are when training goes on."""
+
+    sums: Any  # a table
+    of_weights: Look | None
+    progress: Progress
+
+
 class Seen(NamedTuple):
-    """What is kept of a look at a sample."""
+    """What is kept of it, in numbers."""
 
     sums: dict[str, Array]  # by variable
     of_weights: Look | None  # tensors: what nobody asks for need not leave the device
+    progress: Progress
 
 
 class Group:
@@ -46,49 +58,55 @@ class Group:
         self.variables = [part.variables[i] for i in own]
         self.slots = {name: [of_all[i] for i in own] for name, of_all in part.slots.items()}
         self.sample = Sample([int(np.prod(v.shape)) for v in self.variables], most)
-        self.quantiles_of_each = OfRows(self.sample.counts)
+        self.quantiles_of_each = OfRows(self.sample.counts, FRACTIONS)
         self._compiled = compiled
         # Graphs hold the hyperparameters as fixed numbers.
         self._observations: dict[Any, Callable[..., Any]] = {}
 
-    def observe(self, progress: Progress) -> Seen:
-        """Looks at the sample of every variable."""
-        key = self.part.rule and self.part.rule.constants()
-        scalars = self._scalars(progress)
+    def look(self) -> Sight:
+        """Looks at the sample of every variable, and at the optimizer's progress."""
+        key = self.part.rule and self.part.rule.constants(), id(self.part.source_of_rate)
+        given = [self.part.rate_now] if self.part.rate_is_a_function else []
+        scalars = [np.array(each, self.dtype) for each in given]
         if key not in self._observations:
             self._observations[key] = self._observation(*scalars)
-        table, of_weights = self._observations[key](*scalars)
-        return Seen(dict(zip(self._names, _array(table), strict=True)), of_weights)
+        sight: Sight = self._observations[key](*scalars)
+        return sight
 
-    def _scalars(self, progress: Progress) -> tuple[Array, Array]:
-        """The learning rate now, and the step that the bias corrections are of."""
-        learning_rate = np.array(progress.learning_rate, self.dtype)
-        return learning_rate, np.array(max(progress.step, 1), "int32")
+    def seen(self, sight: Sight) -> Seen:
+        """In numbers, what `look` has returned."""
+        step, rate = map(reading.number, sight.progress)
+        sums = dict(zip(self._names, _array(sight.sums), strict=True))
+        return Seen(sums, sight.of_weights, Progress(int(step), float(rate)))
 
-    def _observation(self, *scalars: Array) -> Callable[..., Any]:
+    def _observation(self, *scalars: Array) -> Callable[..., Sight]:
         every = {"weights": self.variables, **self.slots}
         readers = {name: self.sample.reader(of_all, self.dtype) for name, of_all in every.items()}
         owners, count = self.sample.owners.astype("int32"), len(self.variables)
 
-        def of_all(learning_rate: Any, step: Any) -> Any:
+        def of_all(*learning_rate: Any) -> Sight:
+            # In the same graph: to ask for two numbers apart costs a tenth of it all.
+            progress = self.part.progress(*learning_rate)
             streams = {name: read() for name, read in readers.items()}
-            seen = self._look(streams, learning_rate, step)
+            seen = self._look(streams, progress)
             added = looks.summands(streams, seen)
             self._names, table = looks.sums(added, seen, owners, count)
-            return table, seen
+            return Sight(table, seen, progress)
 
         return reading.in_a_graph(of_all, *scalars) if self._compiled else of_all
 
-    def _look(self, streams: dict[str, Any], learning_rate: Any, step: Any) -> Look | None:
+    def _look(self, streams: dict[str, Any], progress: Progress) -> Look | None:
         rule = self.part.rule
         if rule is None:
             return None
+        rate = ops.cast(progress.learning_rate, self.dtype)
+        step = ops.maximum(progress.step, 1)  # that the bias corrections are of
         stored = keras.backend.standardize_dtype(self.variables[0].dtype)
         return looks.look(
             rule,
             streams["weights"],
             [streams[name] for name in self.slots],
-            rule.step_scalars(learning_rate, self.dtype, step),
+            rule.step_scalars(rate, self.dtype, step),
             ops.cast(rule.initial_velocity((1,), stored), self.dtype),
         )
 
@@ -115,7 +133,7 @@ class Group:
                 name: ops.cast(values[first : first + length], self.dtype)
                 for name, values in flat.items()
             }
-            seen = self._look(streams, *self._scalars(progress))
+            seen = self._look(streams, progress)
             owners = np.zeros(streams["weights"].shape, "int32")
             added = looks.summands(streams, seen)
             names, table = looks.sums(added, seen, owners, 1)

@@ -1,13 +1,14 @@
 """What can be seen of an optimizer: ours, Keras's Adam, or any other, wrapped or not.
 
 Of Keras's own optimizers nothing public gives the slots or the variables that they were built
-with: `_trainable_variables`, `_momentums`, `momentums`, `_velocities` and `_velocity_hats` are
-read here and nowhere else.
+with, or says whether a learning rate is a function: `_trainable_variables`, `_momentums`,
+`momentums`, `_velocities`, `_velocity_hats` and `_learning_rate` are read here and nowhere else.
 """
 
 from typing import Any, NamedTuple
 
 import keras
+from keras import ops
 
 from keras_yogi.engine import reading
 from keras_yogi.optimizers import calls
@@ -16,11 +17,10 @@ from keras_yogi.optimizers.base import AdaptiveOptimizer
 
 
 class Progress(NamedTuple):
-    """How far an optimizer is."""
+    """How far an optimizer is: numbers, or scalar tensors of the backend."""
 
-    step: int
-    learning_rate: float
-    skipped_steps: int
+    step: Any
+    learning_rate: Any
 
 
 class Part(NamedTuple):
@@ -33,13 +33,34 @@ class Part(NamedTuple):
     slots: dict[str, list[Any]]
     """One slot per variable: "momentum" and "velocity" as far as they exist, then others."""
 
+    def progress(self, learning_rate: Any = None) -> Progress:
+        """Tensors, which a graph that is made of them reads afresh.
+
+        Args:
+            learning_rate: if `rate_is_a_function`: it would be called once and never again.
+        """
+        rate = self.optimizer.learning_rate if learning_rate is None else learning_rate
+        return Progress(*map(ops.convert_to_tensor, (self.optimizer.iterations, rate)))
+
     @property
-    def progress(self) -> Progress:
-        return Progress(
-            int(reading.number(self.optimizer.iterations)),
-            float(reading.number(self.optimizer.learning_rate)),
-            int(getattr(self.optimizer, "skipped_steps", 0)),
-        )
+    def rate_now(self) -> float:
+        return float(reading.number(self.optimizer.learning_rate))
+
+    @property
+    def source_of_rate(self) -> Any:
+        """The variable, schedule or function that the learning rate comes from."""
+        return self.optimizer._learning_rate
+
+    @property
+    def rate_is_a_function(self) -> bool:
+        """Whether the learning rate must be asked for in Python."""
+        source = self.source_of_rate
+        schedule = keras.optimizers.schedules.LearningRateSchedule
+        return callable(source) and not isinstance(source, schedule)
+
+    @property
+    def skipped_steps(self) -> int:
+        return int(getattr(self.optimizer, "skipped_steps", 0))
 
     @property
     def missing(self) -> str | None:

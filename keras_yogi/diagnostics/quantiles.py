@@ -9,43 +9,48 @@ Array = np.ndarray
 
 
 class OfRows:
-    """Quantiles of each of many rows of different lengths, which lie one after another."""
+    """Quantiles of each of many rows of different lengths, which lie one after another.
 
-    def __init__(self, counts: Array) -> None:
-        """Takes the lengths of the rows, each at least 1."""
-        self._count = len(counts)
+    Which places they stand at follows from the lengths alone, and is worked out once.
+    """
+
+    def __init__(self, counts: Array, fractions: Sequence[float]) -> None:
+        """Takes the lengths of the rows, each at least 1, and fractions between 0 and 1."""
+        self._shape = (len(fractions), len(counts))
         starts = np.cumsum(counts) - counts
-        # Rows are sorted together with others that are at most four times as long.
-        classes = np.ceil(np.log2(counts) / 2).astype("int64")
+        # Rows are sorted together with others, the shorter ones filled up: with all, if that does
+        # not double the work, or with those that are at most four times as long.
+        alike = counts.max(initial=0) * len(counts) <= 2 * counts.sum()
+        classes = np.zeros(len(counts)) if alike else np.ceil(np.log2(counts) / 2)
         self._classes = []
         for each in np.unique(classes):
             rows = np.flatnonzero(classes == each)
             lengths = counts[rows, None]
             columns = np.arange(lengths.max())
             places = starts[rows, None] + np.minimum(columns, lengths - 1)
-            self._classes.append((rows, lengths[:, 0], places, columns >= lengths))
+            low, high, part = _ranks(lengths[:, 0], np.array(fractions)[:, None])
+            of_row = np.arange(len(rows)) * len(columns)
+            self._classes.append(
+                (rows, places, columns >= lengths, of_row + low, of_row + high, part)
+            )
 
-    def __call__(self, values: Array, fractions: Sequence[float]) -> Array:
+    def __call__(self, values: Array) -> Array:
         """Quantiles of every row.
 
         Args:
             values: of all rows; or several kinds of values, one kind a row of the array.
-            fractions: each between 0 and 1.
 
         Returns:
             Shape (fractions, rows), or (kinds, fractions, rows).
         """
-        found = np.empty((*values.shape[:-1], len(fractions), self._count))
-        for rows, lengths, places, beyond in self._classes:
-            matrix = values[..., places]
-            matrix[..., beyond] = np.inf
+        kinds = values.shape[:-1]
+        found = np.empty((*kinds, *self._shape))
+        for rows, places, beyond, low, high, part in self._classes:
+            matrix = values.take(places, axis=-1)
+            np.copyto(matrix, np.inf, where=beyond)
             matrix.sort(axis=-1)
-            row = np.arange(len(rows))
-            for place, q in enumerate(fractions):
-                low, high, part = _ranks(lengths, q)
-                found[..., place, rows] = _between(
-                    matrix[..., row, low], matrix[..., row, high], part
-                )
+            flat = matrix.reshape(*kinds, -1)
+            found[..., rows] = _between(flat.take(low, axis=-1), flat.take(high, axis=-1), part)
         return found
 
 
@@ -57,20 +62,19 @@ def weighted(values: Array, weights: Array, fractions: Sequence[float]) -> list[
     bins = values.view("int64") >> 48
     bins -= bins.min()
     filled = np.cumsum(np.bincount(bins, weights))
-    found = []
-    for fraction in fractions:
-        low, high, part = _ranks(round(float(filled[-1])), fraction)
-        first, last = np.searchsorted(filled, (low + 0.5, high + 0.5)).clip(max=len(filled) - 1)
-        inside = np.flatnonzero((bins >= first) & (bins <= last))
-        inside = inside[np.argsort(values[inside])]
-        reached = np.cumsum(weights[inside]) + (filled[first - 1] if first else 0.0)
-        places = np.searchsorted(reached, (low + 0.5, high + 0.5)).clip(max=len(inside) - 1)
-        smaller, larger = values[inside[places]]
-        found.append(float(_between(smaller, larger, part)))
-    return found
+    ranks = _ranks(np.rint(filled[-1]), np.array(fractions))
+    ends = np.stack(ranks[:2]) + 0.5
+    found = np.empty((2, len(fractions)))
+    for place, (first, last) in enumerate(filled.searchsorted(ends).clip(max=len(filled) - 1).T):
+        inside = ((bins >= first) & (bins <= last)).nonzero()[0]
+        inside = inside[values[inside].argsort()]
+        reached = weights[inside].cumsum() + (filled[first - 1] if first else 0.0)
+        places = reached.searchsorted(ends[:, place]).clip(max=len(inside) - 1)
+        found[:, place] = values[inside[places]]
+    return list(map(float, _between(found[0], found[1], ranks[2])))
 
 
-def _ranks(count: Any, fraction: float) -> tuple[Any, Any, Any]:
+def _ranks(count: Any, fraction: Any) -> tuple[Array, Array, Array]:
     place = fraction * (count - 1)
     low = np.floor(place).astype("int64")
     return low, np.minimum(low + 1, count - 1), place - low
