@@ -59,12 +59,10 @@ def first_calls(steps: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def in_turn(contestants: Iterable[str], round_: int) -> list[str]:
-    """The contestants in order, each round beginning with another one. (Were the order turned
-    round instead, the last one would be the next round's first, and find the cache as it left it.)
+    """The contestants in a random order, the same one whenever it is the same round: each finds
+    caches and memory as the one before it has left them, which must not always be the same one.
     """
-    names = list(contestants)
-    first = round_ % len(names)
-    return names[first:] + names[:first]
+    return list(np.random.default_rng(round_).permutation(list(contestants)))
 
 
 def interleaved(

@@ -15,21 +15,25 @@ import tensorflow as tf
 
 from keras_yogi.engine.packing import Pack, PackedSlot
 
-PACK_UP_TO = 65_536
+PACK_UP_TO = 32_768
 """Elements of a variable that still shares an array. Packing moves a gradient and a step once
-more through memory, and saves about ten operations a variable: up to this size that pays."""
+more through memory, and saves about ten operations a variable: up to this size that pays.
+"""
 
-ARRAY_UP_TO = 524_288
-"""Elements of a pack: 2 MiB of float32, so that an array is still in the cache when it is next
-read, and several packs keep all cores busy."""
+ARRAY_UP_TO = 262_144
+"""Elements of a pack: 1 MiB of float32, so that an array is still in the cache when it is next
+read, and several packs keep all cores busy and need not all wait for the last gradient.
+"""
 
 COMPILE_FROM = 65_536
 """Elements of neighbours in a pack from which on compiling pays: in fewer the start of an operation
-costs as much as what it does."""
+costs as much as what it does.
+"""
 
-CALL_UP_TO = 2_097_152
+CALL_UP_TO = 1_048_576
 """Elements of the variables that one compiled call updates, if there are several. A call costs
-tens of microseconds, whatever it does; a few calls keep all cores busy."""
+tens of microseconds, whatever it does; a few calls keep all cores busy.
+"""
 
 # Places in the list that the optimizer was built with, model variables, gradients.
 Chunk: TypeAlias = list[tuple[int, tf.Variable, tf.Tensor]]
