@@ -1,5 +1,6 @@
 """A small training, on whatever backend Keras runs, and its files."""
 
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -168,7 +169,54 @@ def fit_twice(options: dict) -> dict:
     return state(model)
 
 
+def tensorboard(options: dict, frequency: Any) -> dict:
+    """What the callback writes, and the weights, which must be those without it."""
+    models = []
+    for _ in range(2):
+        hidden = keras.layers.Dense(7, activation="tanh", name="hidden")
+        out = keras.layers.Dense(1, name="out")
+        models.append(compiled(optimizer_of(**options), [hidden, out]))
+    with tempfile.TemporaryDirectory() as folder:
+        callback = keras_yogi.TensorBoard(folder, optimizer_freq=frequency, histogram_freq=1)
+        for model, callbacks in zip(models, ([callback], []), strict=True):
+            model.fit(
+                *data(), batch_size=16, epochs=3, shuffle=False, verbose=0, callbacks=callbacks
+            )
+        logged = _events(Path(folder))
+    with_it, without = ([w.tobytes() for w in model.get_weights()] for model in models)
+    return {"the same weights": with_it == without, **logged}
+
+
+def _events(folder: Path) -> dict:
+    """By tag, the steps and values of scalars and the counts of histograms."""
+    from tensorboard.backend.event_processing import event_file_loader
+    from tensorboard.util import tensor_util
+
+    found: dict[str, list] = {}
+    for path in folder.glob("events*"):
+        for event in event_file_loader.EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name in ("scalars", "histograms"):
+                    numbers = tensor_util.make_ndarray(value.tensor)
+                    numbers = numbers[:, 2].sum() if numbers.ndim else numbers
+                    found.setdefault(value.tag, []).append([event.step, float(numbers)])
+    return found
+
+
+def diagnosed(options: dict) -> dict:
+    """The figures of keras_yogi.diagnose, for the whole model and for the variables in order."""
+    model = compiled(optimizer_of(**options))
+    train(model)
+    report = keras_yogi.diagnose(model.optimizer).to_dict()
+    of_variables = dict(enumerate(report["variables"].values()))
+    of_variables = {str(place): figures for place, figures in of_variables.items()}
+    return {"step": report["step"], "model": report["model"], "variables": of_variables}
+
+
 EVERYWHERE: Experiments = {
+    "TensorBoard: batch": partial(tensorboard, OPTIONS["weight_decay, schedule"], "batch"),
+    "TensorBoard: epoch": partial(tensorboard, OPTIONS["yogi, tanh, proximal"], "epoch"),
+    "diagnose": partial(diagnosed, OPTIONS["adam, amsgrad, epsilon_hat"]),
     **{f"fit: {name}": partial(fit, options) for name, options in OPTIONS.items()},
     "fit: twice, with ema": partial(fit_twice, OPTIONS["ema"]),
     "embedding: adam": partial(embedding, OPTIONS["adam"]),

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from figures import ROUNDING, by_hand
-from test_tensorboard import OF_LAYERS, SCALARS, compiled, events, fit, scalars, tags
+from test_tensorboard import OF_LAYERS, SCALARS, compiled, data, events, fit, scalars, tags
 
 import keras_yogi
 from keras_yogi.diagnostics.gauge import FIGURES
@@ -82,6 +82,45 @@ def test_a_learning_rate_that_a_callback_changes(tmp_path):
     )
     assert scalars(tmp_path, "optimizer/learning_rate") == {3: 0.25, 6: 0.125}
     assert_last_values(tmp_path, model.optimizer, model.trainable_variables, step=6)
+
+
+def test_a_schedule_in_every_batch(tmp_path):
+    """The graph that looks at the weights computes the schedule, too."""
+    schedule = keras.optimizers.schedules.InverseTimeDecay(0.5, 1, 1.0)
+    model = compiled(keras_yogi.Adam(schedule))
+    fit(model, keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch"))
+    expected = {step: np.float32(0.5 / (1 + step)) for step in range(1, 7)}
+    assert scalars(tmp_path, "optimizer/learning_rate") == expected
+    assert_last_values(tmp_path, model.optimizer, model.trainable_variables, step=6)
+
+
+def test_a_learning_rate_from_a_function_stays_live(tmp_path):
+    rates = [0.5]
+
+    def rate():
+        return rates[-1]
+
+    model = compiled(keras_yogi.Adam(rate))
+    change = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: rates.append(2.0 ** -(batch + 1))
+    )
+    ours = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
+    model.fit(*data(), batch_size=16, callbacks=[change, ours], verbose=0)
+    assert scalars(tmp_path, "optimizer/learning_rate") == {1: 0.5, 2: 0.25, 3: 0.125}
+
+
+def test_a_schedule_that_takes_the_place_of_a_number(tmp_path):
+    model = compiled(keras_yogi.Adam(0.5))
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([100], [0.25, 0.0])
+
+    def replace(epoch, logs):
+        if epoch == 1:
+            model.optimizer.learning_rate = schedule
+
+    ours = keras_yogi.TensorBoard(tmp_path, optimizer_freq=3)
+    change = keras.callbacks.LambdaCallback(on_epoch_begin=replace)
+    model.fit(*data(), batch_size=16, epochs=2, callbacks=[change, ours], verbose=0)
+    assert scalars(tmp_path, "optimizer/learning_rate") == {3: 0.5, 6: 0.25}
 
 
 def test_skipped_steps(tmp_path):

@@ -40,7 +40,8 @@ class Part(NamedTuple):
             learning_rate: if `rate_is_a_function`: it would be called once and never again.
         """
         rate = self.optimizer.learning_rate if learning_rate is None else learning_rate
-        return Progress(*map(ops.convert_to_tensor, (self.optimizer.iterations, rate)))
+        # Copies, because the next step overwrites a variable, or gives its memory away.
+        return Progress(*map(ops.copy, (self.optimizer.iterations, rate)))
 
     @property
     def rate_now(self) -> float:
