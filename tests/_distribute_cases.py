@@ -155,7 +155,7 @@ def warm_start(strategy: Strategy) -> dict[str, Any]:
 
 def with_compiled_rule(case: Case, strategy: Strategy) -> Any:
     """With all variables large enough that the rule is compiled for them."""
-    with mock.patch.object(fused, "PACK_UP_TO", 0):
+    with mock.patch.object(fused, "COMPILE_FROM", 0):
         return case(strategy)
 
 

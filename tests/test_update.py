@@ -1,5 +1,6 @@
 """The update against the float64 reference: weights and slots, at every step, on every road."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -117,3 +118,36 @@ def test_an_average_that_keeps_nothing_is_its_value_to_the_bit():
     """1 + (1e-9 − 1) would be 0 in float32."""
     average, value = np.float32(1.0), np.float32(1e-9)
     assert rules.moving_average(average, value, 0.0) == value
+
+
+def test_the_scalars_of_a_step_are_computed_once(monkeypatch):
+    """One variable after another, but bias corrections once a dtype; a step that fails leaves none
+    behind for the next one.
+    """
+    computed = []
+
+    class Counting(keras_yogi.Adam):
+        def step_scalars(self, learning_rate, dtype, step=None):
+            computed.append(dtype)
+            return super().step_scalars(learning_rate, dtype, step)
+
+    def trained(optimizer, fail=False):
+        dtypes = ("float32", "float64", "float16", "float32")  # half precision in float32
+        variables = [keras.Variable(np.ones(3), dtype=dtype) for dtype in dtypes]
+        gradients = [tf.cast([1.0, -2.0, 0.5], v.dtype) for v in variables]
+        optimizer.build(variables)
+        if fail:
+            optimizer.learning_rate = 100.0
+            with monkeypatch.context() as context:
+                context.setattr(optimizer, "new_values", lambda *values: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    optimizer.apply(gradients)
+            optimizer.learning_rate = 0.5
+        for _ in range(2):
+            optimizer.apply(gradients)
+        return [v.numpy().tobytes() for v in variables]
+
+    expected = trained(keras_yogi.Adam(0.5, fused=False))
+    assert trained(Counting(0.5, fused=False)) == expected
+    assert computed == ["float32", "float64"] * 2
+    assert trained(Counting(0.5, fused=False), fail=True) == expected

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_yogi.engine.packing import Pack, PackedSlot
 
-PACK_UP_TO = 32_768
+PACK_UP_TO = 49_152
 """Elements of a variable that still shares an array. Packing moves a gradient and a step once
 more through memory, and saves about ten operations a variable: up to this size that pays.
 """
@@ -26,8 +26,8 @@ read, and several packs keep all cores busy and need not all wait for the last g
 """
 
 COMPILE_FROM = 65_536
-"""Elements of neighbours in a pack from which on compiling pays: in fewer the start of an operation
-costs as much as what it does.
+"""Elements of neighbours in a pack, or of a variable that the engine does not serve, from which on
+compiling pays: in fewer the start of an operation costs as much as what it does.
 """
 
 CALL_UP_TO = 1_048_576
@@ -116,7 +116,7 @@ class FusedEngine:
     def rule(self, elements: int) -> Callable[..., Any]:
         """The optimizer's `new_values` for a variable of so many elements: compiled, if large."""
         rule = self._optimizer.new_values
-        if elements <= PACK_UP_TO or not xla_is_available():
+        if elements < COMPILE_FROM or not xla_is_available():
             return rule
         compiled = self._graph("rule", None, rule, jit_compile=True)
         return lambda *values: compiled(*tf.nest.map_structure(tf.convert_to_tensor, values))
