@@ -3,8 +3,8 @@
 Gradients are read from variables inside the graph, as a train step has them. One SGD unit is one
 `ResourceApplyGradientDescent` over the same variables, which moves three streams of memory (read
 gradient and weights, write weights). Adam and Yogi have to move seven (read gradient, momentum,
-velocity and weights, write the last three): 7 / 3 = 2.33 units is the limit for variables that do
-not fit into a cache.
+velocity and weights, write the last three): 7 / 3 = 2.33 units is the limit of a single pass over
+variables that do not fit into a cache.
 
     python benchmarks/update_cost.py
     python benchmarks/update_cost.py --layouts "400 x 1k" EfficientNetB0 --eager
