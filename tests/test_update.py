@@ -151,3 +151,15 @@ def test_the_scalars_of_a_step_are_computed_once(monkeypatch):
     assert trained(Counting(0.5, fused=False)) == expected
     assert computed == ["float32", "float64"] * 2
     assert trained(Counting(0.5, fused=False), fail=True) == expected
+
+
+def test_a_step_leaves_nothing_in_checkpoints():
+    """TensorFlow saves lists and dictionaries that are attributes, and what is in them."""
+    optimizer = keras_yogi.Adam(0.5, fused=False)
+    variable = keras.Variable(np.ones(3))
+    optimizer.build([variable])
+    names = set(optimizer._trackable_children())
+    optimizer.apply([tf.ones(3)])
+    tf.function(lambda: optimizer.apply([tf.ones(3)]))()
+    assert set(optimizer._trackable_children()) == names
+    assert not {name for name in names if "shared" in name}

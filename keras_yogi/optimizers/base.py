@@ -12,6 +12,7 @@ from keras_yogi.optimizers import arguments, calls, rules
 from keras_yogi.optimizers.arguments import KerasArguments
 from keras_yogi.optimizers.frame import AdaptiveRule
 from keras_yogi.optimizers.rules import StepScalars, Tensor
+from keras_yogi.optimizers.shared import Shared
 from keras_yogi.optimizers.slots import SlotOptimizer
 
 
@@ -75,9 +76,7 @@ class AdaptiveOptimizer(AdaptiveRule, SlotOptimizer):
         self.sparse_update = arguments.one_of("sparse_update", sparse_update, ("exact", "lazy"))
         self.fused = fused if fused == "auto" else arguments.boolean("fused", fused)
         self.skip_nonfinite = arguments.boolean("skip_nonfinite", skip_nonfinite)
-        # By dtype, while a step is made on one variable after another. Not a context variable:
-        # under tf.distribute each replica begins a step in a thread, and one thread makes it.
-        self._scalars_of_step: dict[str, StepScalars] | None = None
+        self._shared = Shared()
 
     # Applying gradients
 
@@ -156,11 +155,8 @@ class AdaptiveOptimizer(AdaptiveRule, SlotOptimizer):
         indices = [self.index_of(v) for v in variables]
         gradients = rows.together(gradients, variables, indices)
         if self._engine is None:
-            self._scalars_of_step = {}
-            try:
+            with self._shared.in_a_step():
                 super().update_all(gradients, variables, learning_rate)
-            finally:
-                self._scalars_of_step = None
             return
         native = [v.value if isinstance(v, keras.Variable) else v for v in variables]
         self._engine.update(indices, native, gradients, learning_rate)
@@ -227,10 +223,8 @@ class AdaptiveOptimizer(AdaptiveRule, SlotOptimizer):
         rule = self.new_values
         if self._compiler is not None and store is None:  # some rows are never as many twice
             rule = self._compiler.rule(math.prod(weights.shape))
-        shared = {} if self._scalars_of_step is None else self._scalars_of_step
-        if dtype not in shared:
-            shared[dtype] = self.step_scalars(learning_rate, dtype)
-        weights, slots = rule(gradient, weights, tuple(values), shared[dtype])
+        scalars = self._shared.get(dtype, lambda: self.step_scalars(learning_rate, dtype))
+        weights, slots = rule(gradient, weights, tuple(values), scalars)
         store = store or self.assign
         for place, new in zip(stored, (weights, *slots), strict=True):
             store(place, new)
