@@ -109,18 +109,21 @@ def test_a_learning_rate_from_a_function_stays_live(tmp_path):
     assert scalars(tmp_path, "optimizer/learning_rate") == {1: 0.5, 2: 0.25, 3: 0.125}
 
 
-def test_a_schedule_that_takes_the_place_of_a_number(tmp_path):
+def test_schedules_that_take_the_place_of_a_number_and_of_each_other(tmp_path):
+    """Each new one may lie in memory where one lay before that is gone."""
     model = compiled(keras_yogi.Adam(0.5))
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([100], [0.25, 0.0])
 
     def replace(epoch, logs):
-        if epoch == 1:
+        if epoch:
+            rates = [2.0 ** -(epoch + 1), 0.0]
+            schedule = keras.optimizers.schedules.PiecewiseConstantDecay([100], rates)
             model.optimizer.learning_rate = schedule
 
     ours = keras_yogi.TensorBoard(tmp_path, optimizer_freq=3)
     change = keras.callbacks.LambdaCallback(on_epoch_begin=replace)
-    model.fit(*data(), batch_size=16, epochs=2, callbacks=[change, ours], verbose=0)
-    assert scalars(tmp_path, "optimizer/learning_rate") == {3: 0.5, 6: 0.25}
+    model.fit(*data(), batch_size=16, epochs=8, callbacks=[change, ours], verbose=0)
+    expected = {3 * (epoch + 1): 2.0 ** -(epoch + 1) for epoch in range(8)}
+    assert scalars(tmp_path, "optimizer/learning_rate") == expected
 
 
 def test_skipped_steps(tmp_path):

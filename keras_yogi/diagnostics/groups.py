@@ -60,18 +60,20 @@ class Group:
         self.sample = Sample([int(np.prod(v.shape)) for v in self.variables], most)
         self.quantiles_of_each = OfRows(self.sample.counts, FRACTIONS)
         self._compiled = compiled
-        # Graphs hold the hyperparameters as fixed numbers.
-        self._observations: dict[Any, Callable[..., Any]] = {}
+        # Graphs hold the hyperparameters as fixed numbers, and one source of the learning rate,
+        # which is kept so that no other one can get its id.
+        self._observations: dict[Any, tuple[Callable[..., Sight], Any]] = {}
 
     def look(self) -> Sight:
         """Looks at the sample of every variable, and at the optimizer's progress."""
-        key = self.part.rule and self.part.rule.constants(), id(self.part.source_of_rate)
+        source = self.part.source_of_rate
+        key = self.part.rule and self.part.rule.constants(), id(source)
         given = [self.part.rate_now] if self.part.rate_is_a_function else []
         scalars = [np.array(each, self.dtype) for each in given]
         if key not in self._observations:
-            self._observations[key] = self._observation(*scalars)
-        sight: Sight = self._observations[key](*scalars)
-        return sight
+            self._observations[key] = self._observation(*scalars), source
+        observation, _ = self._observations[key]
+        return observation(*scalars)
 
     def seen(self, sight: Sight) -> Seen:
         """In numbers, what `look` has returned."""
