@@ -212,7 +212,7 @@ def test_looking_does_not_make_tensorflow_copy_variables_from_then_on(large):
     optimizer, _ = large
     gauge = Gauge(optimizer, ESTIMATED)
     gauge.read()
-    (concrete,) = gauge.groups[0]._observations.values()
+    ((concrete, _),) = gauge.groups[0]._observations.values()
     operations = {operation.type for operation in concrete.graph.get_operations()}
     assert "ReadVariableOp" in operations
     assert not {"ResourceGather", "ResourceGatherNd"} & operations
