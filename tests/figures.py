@@ -28,9 +28,9 @@ def train(optimizer, variables, steps=5, seed=1):
         gradients = [random.normal(size=v.shape).astype("float32") for v in variables]
         gradients[0][20:] = 0
         gradients[2][2] = 0
-        optimizer.apply(
-            [keras.ops.cast(g, v.dtype) for g, v in zip(gradients, variables, strict=True)]
-        )
+        pairs = zip(gradients, variables, strict=True)
+        # With the variables: without, LossScaleOptimizer of Keras 3.10 makes no step.
+        optimizer.apply([keras.ops.cast(g, v.dtype) for g, v in pairs], variables)
     return optimizer
 
 
