@@ -1,9 +1,9 @@
 """The fused engine: the same update as one variable after another, in few operations.
 
 Small variables are updated together (see `packing`); larger ones by the rule compiled with XLA,
-which reads and writes every array once, several in a call. What the engine does not serve goes
-through `update_step`. (TensorFlow's own ResourceApplyAdam is no faster and less right: in float32
-it computes 1 − 0.999, which is off by 1.3e-5.)
+which makes a loop for each array it writes, several variables in a call. What the engine does not
+serve goes through `update_step`. (TensorFlow's own ResourceApplyAdam is one loop and a little
+faster on large variables, but less right: in float32 it computes 1 − 0.999, off by 1.3e-5.)
 """
 
 import functools
