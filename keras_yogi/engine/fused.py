@@ -221,9 +221,7 @@ class FusedEngine:
         gradient = _joined([tf.cast(gradient, pack.dtype) for _, gradient in run])
         whole = self._optimizer.step_depends_on_weights
         weights = update(gradient, _joined([v for v, _ in run]) if whole else None, scalars)
-        parts = tf.split(weights, pack.sizes[first:last])
-        for (variable, _), part in zip(run, parts, strict=True):
-            part = tf.reshape(part, variable.shape)
+        for (variable, _), part in zip(run, pack.split(weights, first, last), strict=True):
             variable.assign(part) if whole else variable.assign_add(part)
 
     def _update_pack(

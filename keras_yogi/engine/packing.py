@@ -22,14 +22,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+ROW = 16
+"""Elements of float32 in 64 bytes. TensorFlow splits an array of such rows without copying it."""
+
 
 class Pack:
     """Small model variables of one dtype on one device, and one array for each slot name."""
 
     def __init__(self, variables: dict[int, tf.Variable]) -> None:
         """Takes the variables by their places in the list that the optimizer was built with."""
-        self.indices = list(variables)
-        self.shapes = [variable.shape for variable in variables.values()]
+        # Whole rows first, so that they stay whole.
+        self.indices = sorted(variables, key=lambda i: -_unit(variables[i].shape.num_elements()))
+        self.shapes = [variables[index].shape for index in self.indices]
         self.sizes = [shape.num_elements() for shape in self.shapes]
         self.starts = [0, *itertools.accumulate(self.sizes)]
         self.dtype = next(iter(variables.values())).dtype
@@ -59,6 +63,19 @@ class Pack:
         whole = last - first == len(self.sizes)
         part = array if whole else array[self.starts[first] : self.starts[last]]
         part.assign(value)
+
+    def split(self, joined: tf.Tensor, first: int, last: int) -> list[tf.Tensor]:
+        """What belongs to each of some neighbours, in its shape, of an array that joins them."""
+        parts: list[tf.Tensor] = []
+        start = 0
+        for unit, sizes in itertools.groupby(self.sizes[first:last], key=_unit):
+            lengths = [size // unit for size in sizes]
+            end = start + unit * sum(lengths)
+            rows = tf.reshape(joined[start:end], [-1, unit] if unit > 1 else [-1])
+            parts += tf.split(rows, lengths)
+            start = end
+        shapes = self.shapes[first:last]
+        return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class PackedSlot(tf.__internal__.tracking.Trackable):
@@ -123,3 +140,7 @@ class PackedSlot(tf.__internal__.tracking.Trackable):
 
     def _restore_from_tensors(self, restored: dict[str, tf.Tensor]) -> None:
         self.assign(restored["VARIABLE_VALUE"])
+
+
+def _unit(elements: int) -> int:
+    return ROW if elements % ROW == 0 else 1
