@@ -12,6 +12,7 @@ from reference import MODES
 
 import keras_yogi
 from keras_yogi.engine import fused
+from keras_yogi.engine.packing import Pack
 
 OPTIMIZERS = {
     "adam": lambda **k: keras_yogi.Adam(0.0625, **k),
@@ -27,8 +28,10 @@ LAYOUT = [
     ((300, 250), "float32"),
     ((250, 300), "float32"),
     ((), "float32"),
+    ((4, 4), "float32"),
     ((4,), "float64"),
     ((0,), "float32"),
+    ((2, 16), "float64"),
     ((5,), "float32"),
     ((2, 2), "float64"),
     ((3,), "bfloat16"),
@@ -98,7 +101,8 @@ def test_variables_without_a_gradient_stay(make, mode):
 
 
 # Not (0, 0, 2): Keras's own accumulation takes adding such arrays for adding a bias.
-shapes = st.just((0,)) | st.lists(st.integers(1, 5), max_size=3).map(tuple)
+shapes = st.lists(st.integers(1, 5), max_size=3).map(tuple)
+shapes |= st.sampled_from([(0,), (16,), (2, 8), (48,)])
 layouts = st.lists(
     st.tuples(shapes, st.sampled_from(["float32", "float64", "bfloat16", "float16"])),
     min_size=1,
@@ -140,7 +144,7 @@ def test_agrees_on_any_set_of_variables(layout, options, name, absent):
 def test_state_does_not_know_the_engine(make, tmp_path, monkeypatch):
     """Files and checkpoints move between fused, unfused, and other sizes of packs."""
     layout = [((3, 2), "float32"), ((40,), "float32"), ((), "float32"), ((5,), "float64")]
-    layout += [((2,), "float32"), ((2,), "float64")]
+    layout += [((2,), "float32"), ((4, 4), "float32"), ((2,), "float64")]
 
     def trained(sizes, steps, **options):
         monkeypatch.setattr(fused, "PACK_UP_TO", sizes[0])
@@ -259,6 +263,22 @@ def test_large_packs_are_compiled(monkeypatch, array_up_to):
     ours = train(keras_yogi.Yogi(fused=True), layout, "graph", 20)
     expected = train(keras_yogi.Yogi(fused=False), layout, "graph", 20)
     assert_close(ours, expected, 20)
+
+
+def test_what_fills_whole_rows_is_split_without_a_copy():
+    def address(tensor):
+        return np.asarray(memoryview(tensor)).__array_interface__["data"][0]
+
+    shapes = [(3,), (4, 4), (5,), (2, 16)]
+    pack = Pack({index: tf.Variable(tf.zeros(shape)) for index, shape in enumerate(shapes)})
+    assert pack.indices == [1, 3, 0, 2]
+    joined = tf.range(56.0)
+    parts = pack.split(joined, 0, 4)
+    assert [tuple(part.shape) for part in parts] == [(4, 4), (2, 16), (3,), (5,)]
+    np.testing.assert_array_equal(np.concatenate([part.numpy().ravel() for part in parts]), joined)
+    assert [address(part) - address(joined) for part in parts[:2]] == [0, 16 * 4]
+    (last,) = pack.split(joined[:5], 3, 4)
+    np.testing.assert_array_equal(last, np.arange(5.0))
 
 
 def test_packed_slot_refuses_another_shape():
