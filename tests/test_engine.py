@@ -211,7 +211,9 @@ def test_eager_steps_use_one_graph():
 
 
 def test_slots_take_no_more_than_they_must():
-    """Two arrays of the parameters' size, three with amsgrad: packed slots exist once."""
+    """Two arrays of the parameters' size, three with amsgrad: packed slots exist once, in arrays of
+    at most one element more.
+    """
     for make, copies in [(OPTIMIZERS["yogi"], 2), (OPTIMIZERS["amsgrad"], 3)]:
         optimizer = make(fused=True)
         optimizer.build(variables_of(LAYOUT))
@@ -223,7 +225,8 @@ def test_slots_take_no_more_than_they_must():
             if isinstance(s, keras.Variable)
         ]
         elements = sum(int(np.prod(v.shape)) for v in [*packs, *alone])
-        assert elements == copies * sum(int(np.prod(shape)) for shape, _ in LAYOUT)
+        needed = copies * sum(int(np.prod(shape)) for shape, _ in LAYOUT)
+        assert needed <= elements <= needed + len(packs)
 
 
 def test_engine_says_which_it_is():

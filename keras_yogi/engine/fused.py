@@ -20,8 +20,8 @@ PACK_UP_TO = 49_152
 more through memory, and saves about ten operations a variable: up to this size that pays.
 """
 
-ARRAY_UP_TO = 262_144
-"""Elements of a pack: 1 MiB of float32, so that an array is still in the cache when it is next
+ARRAY_UP_TO = 524_288
+"""Elements of a pack: 2 MiB of float32, so that an array is still in the cache when it is next
 read, and several packs keep all cores busy and need not all wait for the last gradient.
 """
 
@@ -218,9 +218,10 @@ class FusedEngine:
             # The arrays are written inside of what is compiled, so that it needs no others.
             key = (self._packs.index(pack), first, last)
             update = self._graph("pack", key, update, jit_compile=True)
-        gradient = _joined([tf.cast(gradient, pack.dtype) for _, gradient in run])
+        joined = pack.join([gradient for _, gradient in run], first, last)
         whole = self._optimizer.step_depends_on_weights
-        weights = update(gradient, _joined([v for v, _ in run]) if whole else None, scalars)
+        old = pack.join([variable for variable, _ in run], first, last) if whole else None
+        weights = update(joined, old, scalars)
         for (variable, _), part in zip(run, pack.split(weights, first, last), strict=True):
             variable.assign(part) if whole else variable.assign_add(part)
 
@@ -261,10 +262,6 @@ def _chunks(variables: Chunk) -> Iterator[Chunk]:
         size += elements
     if chunk:
         yield chunk
-
-
-def _joined(tensors: Sequence[Any]) -> tf.Tensor:
-    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
 
 
 def _native(variable: Any) -> tf.Variable:

@@ -15,7 +15,7 @@ the Keras variable that it stands for.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -36,6 +36,8 @@ class Pack:
         self.shapes = [variables[index].shape for index in self.indices]
         self.sizes = [shape.num_elements() for shape in self.shapes]
         self.starts = [0, *itertools.accumulate(self.sizes)]
+        # Never odd: XLA on the CPU makes loops over an odd length that take twice as long.
+        self.length = self.starts[-1] + self.starts[-1] % 2
         self.dtype = next(iter(variables.values())).dtype
         self.device = next(iter(variables.values())).device
         self.arrays: dict[str, tf.Variable] = {}
@@ -43,7 +45,7 @@ class Pack:
     def add_array(self, name: str, initializer: Callable[..., Any]) -> None:
         """Makes the array of a slot, with the same initial value everywhere."""
         with tf.init_scope(), tf.device(self.device):
-            initial = initializer((self.starts[-1],), self.dtype.name)
+            initial = initializer((self.length,), self.dtype.name)
             self.arrays[name] = tf.Variable(initial, trainable=False, name=f"packed_{name}")
 
     def runs(self, present: Collection[int]) -> Iterator[tuple[int, int]]:
@@ -55,17 +57,25 @@ class Pack:
 
     def read(self, name: str, first: int, last: int) -> tf.Tensor:
         array = self.arrays[name]
-        whole = last - first == len(self.sizes)
-        return array.read_value() if whole else array[self.starts[first] : self.starts[last]]
+        if self._is_whole(first, last):
+            return array.read_value()
+        return array[self.starts[first] : self.starts[last]]
 
     def write(self, name: str, first: int, last: int, value: tf.Tensor) -> None:
         array = self.arrays[name]
-        whole = last - first == len(self.sizes)
+        whole = self._is_whole(first, last)
         part = array if whole else array[self.starts[first] : self.starts[last]]
         part.assign(value)
 
+    def join(self, tensors: Sequence[Any], first: int, last: int) -> tf.Tensor:
+        """What belongs to some neighbours, end to end as in the arrays."""
+        parts = [tf.reshape(tf.cast(tensor, self.dtype), [-1]) for tensor in tensors]
+        if self._is_whole(first, last):
+            parts.append(tf.zeros([self.length - self.starts[-1]], self.dtype))
+        return tf.concat(parts, 0)
+
     def split(self, joined: tf.Tensor, first: int, last: int) -> list[tf.Tensor]:
-        """What belongs to each of some neighbours, in its shape, of an array that joins them."""
+        """What belongs to each of some neighbours, in its shape: the reverse of `join`."""
         parts: list[tf.Tensor] = []
         start = 0
         for unit, sizes in itertools.groupby(self.sizes[first:last], key=_unit):
@@ -76,6 +86,9 @@ class Pack:
             start = end
         shapes = self.shapes[first:last]
         return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _is_whole(self, first: int, last: int) -> bool:
+        return last - first == len(self.sizes)
 
 
 class PackedSlot(tf.__internal__.tracking.Trackable):
