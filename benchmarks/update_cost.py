@@ -44,6 +44,7 @@ def transformer_encoder() -> Shapes:
 LAYOUTS: dict[str, Callable[[], Shapes]] = {
     "4 x 4M": lambda: [(2048, 2048)] * 4,
     "160 x 100k": lambda: [(316, 316)] * 160,
+    "100 x 45k": lambda: [(300, 150)] * 100,
     "400 x 1k": lambda: [(32, 32)] * 400,
     "EfficientNetB0": efficientnet_b0,
     "encoder, 17M": transformer_encoder,

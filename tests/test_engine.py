@@ -280,8 +280,21 @@ def test_what_fills_whole_rows_is_split_without_a_copy():
     assert [tuple(part.shape) for part in parts] == [(4, 4), (2, 16), (3,), (5,)]
     np.testing.assert_array_equal(np.concatenate([part.numpy().ravel() for part in parts]), joined)
     assert [address(part) - address(joined) for part in parts[:2]] == [0, 16 * 4]
-    (last,) = pack.split(joined[:5], 3, 4)
-    np.testing.assert_array_equal(last, np.arange(5.0))
+
+
+def test_what_a_pack_joins_it_splits_again():
+    """All of it, at an even length, and neighbours alone."""
+    random = np.random.default_rng(0)
+    values = [random.normal(size=shape).astype("f") for shape in [(3,), (4, 4), (), (2, 16), (0,)]]
+    pack = Pack({index: tf.Variable(value) for index, value in enumerate(values)})
+    ordered = [values[index] for index in pack.indices]
+    for first, last in [(0, 5), (0, 2), (1, 5), (3, 4)]:
+        joined = pack.join(ordered[first:last], first, last)
+        for value, part in zip(ordered[first:last], pack.split(joined, first, last), strict=True):
+            np.testing.assert_array_equal(part, value)
+    pack = Pack({index: tf.Variable(values[index]) for index in (0, 1)})
+    assert pack.length == 20
+    np.testing.assert_array_equal(pack.join([values[1], values[0]], 0, 2)[19:], [0.0])
 
 
 def test_packed_slot_refuses_another_shape():
