@@ -48,6 +48,7 @@ LAYOUTS: dict[str, Callable[[], Shapes]] = {
     "400 x 1k": lambda: [(32, 32)] * 400,
     "EfficientNetB0": efficientnet_b0,
     "encoder, 17M": transformer_encoder,
+    "1 x 1,000,001": lambda: [(1_000_001,)],
     "MLP, 3 x 64": lambda: [(20, 64), (64,), (64, 64), (64,), (64, 64), (64,), (64, 1), (1,)],
     "one Dense": lambda: [(10, 1), (1,)],
 }

@@ -56,22 +56,16 @@ class Pack:
             yield run[0], run[-1] + 1
 
     def read(self, name: str, first: int, last: int) -> tf.Tensor:
-        array = self.arrays[name]
-        if self._is_whole(first, last):
-            return array.read_value()
-        return array[self.starts[first] : self.starts[last]]
+        return tf.convert_to_tensor(self._part(name, first, last))
 
     def write(self, name: str, first: int, last: int, value: tf.Tensor) -> None:
-        array = self.arrays[name]
-        whole = self._is_whole(first, last)
-        part = array if whole else array[self.starts[first] : self.starts[last]]
-        part.assign(value)
+        self._part(name, first, last).assign(value)
 
     def join(self, tensors: Sequence[Any], first: int, last: int) -> tf.Tensor:
         """What belongs to some neighbours, end to end as in the arrays."""
         parts = [tf.reshape(tf.cast(tensor, self.dtype), [-1]) for tensor in tensors]
-        if self._is_whole(first, last):
-            parts.append(tf.zeros([self.length - self.starts[-1]], self.dtype))
+        if self._is_whole(first, last) and self.length > self.starts[-1]:
+            parts.append(tf.zeros([1], self.dtype))
         return tf.concat(parts, 0)
 
     def split(self, joined: tf.Tensor, first: int, last: int) -> list[tf.Tensor]:
@@ -86,6 +80,12 @@ class Pack:
             start = end
         shapes = self.shapes[first:last]
         return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _part(self, name: str, first: int, last: int) -> Any:
+        array = self.arrays[name]
+        if self._is_whole(first, last):
+            return array
+        return array[self.starts[first] : self.starts[last]]
 
     def _is_whole(self, first: int, last: int) -> bool:
         return last - first == len(self.sizes)
