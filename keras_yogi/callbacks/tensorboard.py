@@ -8,12 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_yogi import checks
 from keras_yogi.callbacks import run_pages, summaries
 from keras_yogi.callbacks.event_file import EventFile
 from keras_yogi.callbacks.scalars import ScalarWriter, layer_of
 from keras_yogi.diagnostics.gauge import Gauge, Reading
 from keras_yogi.diagnostics.sampling import EVERY_BATCH, THOROUGH, Precision
-from keras_yogi.optimizers import arguments
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
@@ -74,7 +74,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
     ) -> None:
         super().__init__(log_dir, histogram_freq, *args, **keras_arguments)
         self.optimizer_freq = _frequency(optimizer_freq)
-        self.per_variable = arguments.boolean("per_variable", per_variable)
+        self.per_variable = checks.boolean("per_variable", per_variable)
         self._said: set[str] = set()
         self._finish: Callable[[], Any] = lambda: None
         self._forget()
@@ -173,5 +173,5 @@ def _frequency(value: Any) -> Any:
     if value in ("epoch", "batch"):
         return 1 if value == "batch" else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise arguments.reject("optimizer_freq", '"epoch", "batch" or an integer >= 1', value)
+        raise checks.reject("optimizer_freq", '"epoch", "batch" or an integer >= 1', value)
     return value

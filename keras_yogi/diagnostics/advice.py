@@ -125,7 +125,7 @@ def _forgetting(part: Part, name: str, seen: Look, fresh: float | None) -> Itera
 
 
 def _remedy(part: Part) -> str:
-    whose = type(part.rule).__name__
+    whose = type(part.rule).__name__.removesuffix("Rule")
     other = "try Yogi or a larger ε" if whose == "Adam" else "try a larger ε"
     return f"{whose}'s second moment is forgetting; {other}"
 

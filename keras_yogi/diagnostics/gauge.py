@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_yogi import checks
 from keras_yogi.diagnostics import groups, looks, quantiles
 from keras_yogi.diagnostics.groups import FRACTIONS, Array, Group, Seen, groups_of, merged
 from keras_yogi.diagnostics.looks import Look
 from keras_yogi.diagnostics.parts import Part, names, parts
 from keras_yogi.diagnostics.sampling import THOROUGH, Precision, limit
-from keras_yogi.optimizers import calls
 
 FIGURES = (
     "weight_norm",
@@ -105,7 +105,7 @@ class Gauge:
         self._tables = [
             place
             for place, v in enumerate(self.variables)
-            if calls.path(v).split("/")[-1].split(":")[0] == "embeddings" and len(v.shape) == 2
+            if checks.path(v).split("/")[-1].split(":")[0] == "embeddings" and len(v.shape) == 2
         ]
 
     def part_of(self, place: int) -> Part:

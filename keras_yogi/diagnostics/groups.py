@@ -7,12 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_yogi.diagnostics import looks
+from keras_yogi.diagnostics import looks, reading
 from keras_yogi.diagnostics.looks import Look
 from keras_yogi.diagnostics.parts import Part, Progress
 from keras_yogi.diagnostics.quantiles import OfRows
 from keras_yogi.diagnostics.sampling import Sample
-from keras_yogi.engine import reading
 
 Array = np.ndarray
 
@@ -67,7 +66,7 @@ class Group:
     def look(self) -> Sight:
         """Looks at the sample of every variable, and at the optimizer's progress."""
         source = self.part.source_of_rate
-        key = self.part.rule and self.part.rule.constants(), id(source)
+        key = self.part.rule, id(source)
         given = [self.part.rate_now] if self.part.rate_is_a_function else []
         scalars = [np.array(each, self.dtype) for each in given]
         if key not in self._observations:
@@ -108,8 +107,8 @@ class Group:
             rule,
             streams["weights"],
             [streams[name] for name in self.slots],
-            rule.step_scalars(rate, self.dtype, step),
-            ops.cast(rule.initial_velocity((1,), stored), self.dtype),
+            rule.scalars(rate, step, self.dtype),
+            ops.cast(ops.full((1,), rule.initial_values["velocity"], stored), self.dtype),
         )
 
     def sums_over_all(

@@ -7,10 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_yogi.engine import reading
-from keras_yogi.optimizers import rules
-from keras_yogi.optimizers.base import AdaptiveOptimizer
-from keras_yogi.optimizers.rules import StepScalars, Tensor
+from keras_yogi.diagnostics import reading
+from keras_yogi.rules import AdaptiveRule, StepScalars, Tensor
 
 
 class Look(NamedTuple):
@@ -26,7 +24,7 @@ class Look(NamedTuple):
 
 
 def look(
-    rule: AdaptiveOptimizer,
+    rule: AdaptiveRule,
     weights: Tensor,
     slots: Sequence[Tensor],
     scalars: StepScalars,
@@ -42,9 +40,9 @@ def look(
         initial_velocity: v₀, a scalar.
     """
     momentum, velocity = slots[:2]
-    rate = rules.learning_rate_per_weight(slots[-1], scalars, rule.epsilon, rule.epsilon_hat)
+    rate = rule.learning_rate_per_weight(tuple(slots), scalars)
     from_zero = ops.zeros_like(weights)
-    origin = weights if rule.step_depends_on_weights else from_zero
+    origin = weights if rule.reads_weights else from_zero
     root = ops.sqrt(slots[-1])
     corrected = root / ops.sqrt(scalars.correction_2)
     no_momentum = ops.equal(momentum, 0.0)
@@ -53,7 +51,7 @@ def look(
     return Look(
         rate * scalars.correction_1,
         corrected,
-        rule.descend(origin, momentum, rate) - origin,
+        rule.descend(origin, tuple(slots), scalars) - origin,
         ops.where(no_momentum, from_zero, noise),
         (root if rule.epsilon_hat else corrected) < rule.epsilon,
         at_initial,

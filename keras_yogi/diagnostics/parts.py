@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_yogi.engine import reading
-from keras_yogi.optimizers import calls
-from keras_yogi.optimizers.adam import Adam
+from keras_yogi import checks
+from keras_yogi.diagnostics import reading
 from keras_yogi.optimizers.base import AdaptiveOptimizer
+from keras_yogi.rules import AdamRule, AdaptiveRule
 
 
 class Progress(NamedTuple):
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     """One optimizer, without what is wrapped around it, and the variables that it trains."""
 
     optimizer: keras.optimizers.Optimizer
-    rule: AdaptiveOptimizer | None
+    rule: AdaptiveRule | None
     """Whose formulas hold; None where only norms can be told."""
     variables: list[Any]
     slots: dict[str, list[Any]]
@@ -89,9 +89,9 @@ def parts(optimizer: Any) -> list[Part]:
 
 
 def _part(optimizer: Any) -> Part:
-    rule: AdaptiveOptimizer | None
+    rule: AdaptiveRule | None
     if isinstance(optimizer, AdaptiveOptimizer):
-        rule, variables, slots = optimizer, optimizer.trained_variables, optimizer.slots()
+        rule, variables, slots = optimizer.rule, optimizer.trained_variables, optimizer.slots()
     else:
         rule, (variables, slots) = _rule_of(optimizer), _keras_state(optimizer)
     # Keras keeps no slot for variables that it overwrites with their gradient.
@@ -106,13 +106,13 @@ def _part(optimizer: Any) -> Part:
     )
 
 
-def _rule_of(optimizer: Any) -> AdaptiveOptimizer | None:
+def _rule_of(optimizer: Any) -> AdaptiveRule | None:
     """Keras's Adam and AdamW divide by √v + ε and correct afterwards."""
     if not isinstance(optimizer, keras.optimizers.Adam):
         return None
     names = ("beta_1", "beta_2", "epsilon", "amsgrad")
     hyperparameters = {name: getattr(optimizer, name) for name in names}
-    return Adam(0.0, **hyperparameters, epsilon_hat=True, fused=False)
+    return AdamRule(**hyperparameters, epsilon_hat=True)
 
 
 _KERAS_SLOTS = {
@@ -143,7 +143,7 @@ def names(variables: list[Any]) -> list[str]:
     A model that was not given a name may be "sequential" now and "sequential_1" later. It goes
     first in all paths, and is left out.
     """
-    paths = [calls.path(v).replace(":", "_").split("/") for v in variables]
+    paths = [checks.path(v).replace(":", "_").split("/") for v in variables]
     if len({path[0] for path in paths}) == 1 and all(len(path) > 2 for path in paths):
         paths = [path[1:] for path in paths]
     seen: dict[str, int] = {}

@@ -5,9 +5,9 @@ from typing import Any
 
 import keras
 
+from keras_yogi import checks
 from keras_yogi.diagnostics import advice
 from keras_yogi.diagnostics.gauge import Gauge, Reading
-from keras_yogi.optimizers import arguments
 
 _COLUMNS = {
     "weights": "weight_norm",
@@ -158,12 +158,12 @@ def diagnose(optimizer: keras.optimizers.Optimizer, since: Report | None = None)
         NeurIPS 2018: section 3 on effective learning rates that grow too fast.
     """
     if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise arguments.reject("optimizer", "a Keras optimizer", optimizer)
+        raise checks.reject("optimizer", "a Keras optimizer", optimizer)
     if since is not None and not isinstance(since, Report):
-        raise arguments.reject("since", "a report of `keras_yogi.diagnose` or None", since)
+        raise checks.reject("since", "a report of `keras_yogi.diagnose` or None", since)
     if not optimizer.built:
         rule = "built: train a step, or call `optimizer.build(variables)`, first"
-        raise arguments.reject("optimizer", rule, optimizer)
+        raise checks.reject("optimizer", rule, optimizer)
     gauge = Gauge(optimizer)
     return Report(gauge, gauge.read(), since)
 

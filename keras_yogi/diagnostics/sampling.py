@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_yogi.engine import reading
+from keras_yogi.diagnostics import reading
 
 Tensor = Any
 Integers = np.ndarray

@@ -12,7 +12,7 @@ Function = Callable[..., Any]
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
 
-    from keras_yogi.engine.packing import PackedSlot
+    from keras_yogi.engines.packed import PackedSlot
 
     def in_a_graph(function: Function, *arguments: np.ndarray) -> Function:
         """The same function, its operations started together instead of one by one.
