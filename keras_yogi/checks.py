@@ -44,7 +44,10 @@ def shown(value: Any) -> str:
         return f"<variable {path(value)}>"
     if getattr(value, "shape", ()) != ():
         return f"<array of shape {tuple(value.shape)}>"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except NotImplementedError:
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 

@@ -33,12 +33,15 @@ if keras.config.backend() == "tensorflow":
         """The same gradient, in which no row is repeated.
 
         It has as many rows as there were pieces, because XLA compiles for fixed shapes. What is
-        left over is padding: zeros, with an index of -1.
+        left over is padding: zeros, with an index of -1. Half precision is summed in float32: in
+        bfloat16, 256 + 1 is 256.
         """
         _, targets = tf.unique(gradient.indices)
         pieces = tf.size(targets)
+        is_half = gradient.values.dtype in (tf.float16, tf.bfloat16)
+        values = tf.cast(gradient.values, tf.float32) if is_half else gradient.values
         return tf.IndexedSlices(
-            tf.math.unsorted_segment_sum(gradient.values, targets, pieces),
+            tf.math.unsorted_segment_sum(values, targets, pieces),
             # Of an empty segment the largest index is the smallest integer there is.
             tf.maximum(tf.math.unsorted_segment_max(gradient.indices, targets, pieces), -1),
             gradient.dense_shape,
@@ -63,7 +66,9 @@ if keras.config.backend() == "tensorflow":
 
     def dense(gradient: Tensor) -> Tensor:
         """The gradient of the whole table, which is zero in every other row."""
-        return tf.convert_to_tensor(gradient) if is_rows(gradient) else gradient
+        if not is_rows(gradient):
+            return gradient
+        return tf.cast(tf.convert_to_tensor(coalesce(gradient)), gradient.dtype)
 
     def gather(variable: Any, indices: Tensor) -> Tensor:
         """Rows of a variable, without a copy of all of it."""
