@@ -68,6 +68,11 @@ class Group:
         self.slots: Any = dict(slots)
         self.lazy_rows = lazy_rows
 
+    @property
+    def shared_arrays(self) -> Sequence[Any]:
+        """Variables that hold the slots of several model variables."""
+        return ()
+
     def step(self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
         """Updates once the variables that have a gradient.
 
@@ -135,14 +140,18 @@ class Engine:
 
     def __init__(self, groups: Iterable[Group]) -> None:
         self.groups = list(groups)
-        self.dtypes = sorted(
-            {compute_dtype(v.dtype) for group in self.groups for v in group.variables.values()}
-        )
+        dtypes = {compute_dtype(v.dtype) for group in self.groups for v in group.variables.values()}
+        # What is never trained, such as a counter or a label, may have any dtype.
+        self.dtypes = sorted(dtype for dtype in dtypes if "float" in dtype)
 
     def step(self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
         """Updates once the variables that have a gradient; arguments as in `Group.step`."""
         for group, of_group in self.gradients_by_group(gradients):
             group.step(rule, scalars, of_group)
+
+    def shared_arrays(self) -> list[Any]:
+        """Variables that hold the slots of several model variables."""
+        return [array for group in self.groups for array in group.shared_arrays]
 
     def gradients_by_group(
         self, gradients: Mapping[int, Tensor]

@@ -91,6 +91,10 @@ class PackedGroup(Group):
                 for name, initial in initial_values.items()
             ]
 
+    @property
+    def shared_arrays(self) -> Sequence[tf.Variable]:
+        return self.slots
+
     def slot(self, index: int, slot_name: str, name: str, path: str) -> "PackedSlot":
         """A variable's slot, under the name and the path that Keras would give it."""
         array = self.slots[self.slot_names.index(slot_name)]
@@ -215,12 +219,12 @@ class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
 
     def assign(self, value: Any) -> "PackedSlot":
         value = tf.cast(keras.ops.convert_to_tensor(value), self.dtype)
-        if value.shape != self.shape:
+        if not self.shape.is_compatible_with(value.shape):
             raise ValueError(
                 f"`{self.path}` must be given a value of its shape {tuple(self.shape)}. "
                 f"Received: shape {tuple(value.shape)}"
             )
-        super().assign(value)
+        super().assign(tf.ensure_shape(value, self.shape))  # if it was not known before
         return self
 
     def assign_add(self, value: Any) -> "PackedSlot":
@@ -239,8 +243,13 @@ class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
         return f"<PackedSlot path={self.path}, shape={tuple(self.shape)}, dtype={self.dtype}>"
 
     # Checkpoints and SavedModels treat it as the variable that it stands for, so that they do not
-    # know which variables were packed. In a SavedModel the array is kept too, because the functions
-    # in it work on the array.
+    # know which variables were packed.
+
+    _should_act_as_resource_variable = True
+
+    @property
+    def _shared_name(self) -> str:
+        return self.name
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
         return {"VARIABLE_VALUE": self.value}
@@ -251,13 +260,25 @@ class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
     def _copy_trackable_to_cpu(self, object_map: Any) -> None:
         if self not in object_map:
             with tf.init_scope(), tf.device("CPU:0"):
-                initial = tf.zeros(self.shape, self.dtype)
-                object_map[self] = tf.Variable(initial, trainable=False, name=self.name)
+                object_map[self] = self._variable()
         object_map[self].assign(self.value)
 
-    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
-        children = super()._trackable_children(save_type, **options)
-        return {**children, "array": self.array} if save_type == "savedmodel" else children
+    def _export_to_saved_model_graph(
+        self, object_map: Any, tensor_map: Any, options: Any, **more: Any
+    ) -> list[Any]:
+        with tf.init_scope():
+            variable = self._variable()
+        resources = variable._export_to_saved_model_graph(object_map, tensor_map, options, **more)
+        object_map[self] = object_map[variable]
+        return resources
+
+    def _write_object_proto(self, proto: Any, options: Any) -> None:
+        with tf.init_scope():
+            self._variable()._write_object_proto(proto, options)
+
+    def _variable(self) -> tf.Variable:
+        """A variable of the same shape."""
+        return tf.Variable(tf.zeros(self.shape, self.dtype), trainable=False, name=self.name)
 
 
 def _operator(name: str) -> Any:

@@ -448,6 +448,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     # Files
 
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
+        """A SavedModel also keeps the arrays that slots share: the functions in it work on them."""
+        children = super()._trackable_children(save_type, **options)
+        if save_type == "savedmodel":
+            children |= {f"array_{i}": a for i, a in enumerate(self._engine.shared_arrays())}
+        return children
+
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Sets all of `optimizer.variables`, or, with an error, none.
 
