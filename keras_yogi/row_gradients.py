@@ -47,6 +47,13 @@ if keras.config.backend() == "tensorflow":
             gradient.dense_shape,
         )
 
+    def with_padding(gradient: Tensor) -> Tensor:
+        """The same gradient and one row of padding: where TensorFlow takes none without rows."""
+        shape = tf.concat([[1], tf.shape(gradient.values)[1:]], 0)
+        row = tf.zeros(shape, gradient.values.dtype)
+        indices = tf.concat([gradient.indices, [-1]], 0)
+        return tf.IndexedSlices(tf.concat([gradient.values, row], 0), indices, gradient.dense_shape)
+
     def replace_padding(gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Replaces padding (index < 0) by copies of a real row: writing a row twice with the same
         numbers is harmless.
@@ -153,6 +160,9 @@ else:
         return gradient
 
     def coalesce(gradient: Tensor) -> Tensor:
+        raise NotImplementedError("Gradients are dense on this backend")
+
+    def with_padding(gradient: Tensor) -> Tensor:
         raise NotImplementedError("Gradients are dense on this backend")
 
     def replace_padding(gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,12 @@ class ArrayPart:
         return tf.reshape(self.array[self.start : self._end], self.shape)
 
     def assign(self, value: Any) -> Any:
-        self.array[self.start : self._end].assign(tf.reshape(value, [-1]))
+        flat = tf.reshape(value, [-1])
+        if isinstance(self.array, tf.distribute.DistributedValues):  # no part can be assigned to
+            parts = [self.array[: self.start], flat, self.array[self._end :]]
+            self.array.assign(tf.concat(parts, 0))
+        else:
+            self.array[self.start : self._end].assign(flat)
 
     def scatter_update(self, rows: tf.IndexedSlices) -> None:
         """Overwrites some rows, each of which is named once."""
@@ -80,8 +85,8 @@ class PackedGroup(Group):
         self._compile = limits.compile and sum(self.sizes) >= limits.compile_from
         first = variables[order[0]]
         self.dtype, self.slot_names = first.dtype, list(initial_values)
-        with tf.init_scope(), tf.device(first.device):
-            length = sum(self.sizes) + self.padding
+        length = sum(self.sizes) + self.padding
+        with tf.init_scope(), tf.distribute.get_strategy().extended.colocate_vars_with(first):
             self.slots = [
                 tf.Variable(
                     tf.fill([length], tf.constant(initial, self.dtype)),

@@ -39,10 +39,8 @@ def check_strategy() -> None:
 
 def unsupported_reason(variables: Sequence[Any]) -> str | None:
     """Why the fused engine cannot update these variables here, if it cannot."""
-    if tf.distribute.has_strategy() or any(
-        isinstance(native(v), tf.distribute.DistributedValues) for v in variables
-    ):
-        return "under tf.distribute, every variable is updated on its own replicas"
+    if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+        return "it has not been tried on a TPU"
     return None
 
 
@@ -152,6 +150,79 @@ class TensorFlowEngine(Engine):
                 group.step(rule, scalars, of_group)
 
 
+class DistributedEngine(Engine):
+    """Carries out steps under a tf.distribute strategy: the gradients of replicas are added up, and
+    each replica updates its own copies of a group by one call.
+    """
+
+    def __init__(self, groups: Iterable[Group], strategy: tf.distribute.Strategy) -> None:
+        super().__init__(groups)
+        self._strategy = strategy
+
+    def step(
+        self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]
+    ) -> None:
+        context = tf.distribute.get_replica_context()
+        if context is None:
+            raise ValueError(
+                "`apply` must be called on a replica, inside of `strategy.run`. "
+                "Received: a call in the cross-replica context"
+            )
+        # TensorFlow ends the process if it has to add up slices without a row.
+        gradients = {
+            index: row_gradients.with_padding(g) if row_gradients.is_rows(g) else g
+            for index, g in gradients.items()
+        }
+        tf.__internal__.distribute.interim.maybe_merge_call(
+            functools.partial(self._update, rule),
+            self._strategy,
+            scalars,
+            context.all_reduce(tf.distribute.ReduceOp.SUM, gradients),
+        )
+
+    def _update(
+        self,
+        rule: AdaptiveRule,
+        strategy: tf.distribute.Strategy,
+        scalars: Scalars,
+        gradients: Mapping[int, tf.Tensor],
+    ) -> None:
+        for group, of_group in self.gradients_by_group(gradients):
+            strategy.extended.update(
+                next(iter(group.variables.values())),
+                functools.partial(self._update_on_a_replica, rule, group),
+                args=(scalars, of_group),  # of each replica its own
+                group=False,
+            )
+
+    def _update_on_a_replica(
+        self,
+        rule: AdaptiveRule,
+        group: Group,
+        first_variable: tf.Variable,
+        scalars: Scalars,
+        gradients: Mapping[int, tf.Tensor],
+    ) -> None:
+        # Rows of several replicas come one after another.
+        gradients = {
+            index: row_gradients.coalesce(g) if row_gradients.is_rows(g) else g
+            for index, g in gradients.items()
+        }
+        # The replica's own copies: TensorFlow finds them by itself, but not in a compiled function.
+        copies = self._copies(next(iter(group.variables.values())))
+        replica = [each is first_variable for each in copies].index(True)
+        storage = tf.nest.map_structure(
+            lambda variable: self._copies(variable)[replica], (group.variables, group.slots)
+        )
+        group.update(rule, scalars, gradients, *storage)
+
+    def _copies(self, variable: tf.Variable) -> Sequence[tf.Variable]:
+        if isinstance(variable, tf.distribute.DistributedValues):
+            return self._strategy.experimental_local_results(variable)
+        # CentralStorageStrategy has one copy, in a wrapper.
+        return [variable.get() if hasattr(variable, "get") else variable]
+
+
 class FusedEngine(TensorFlowEngine):
     """Likewise; in an eager loop, by a graph of the whole step if one pays."""
 
@@ -200,7 +271,14 @@ class EagerGraphs:
 
 def unfused_engine(group: Group) -> Engine:
     """Updates one variable after another."""
-    return TensorFlowEngine(single_groups(group))
+    return engine_of(single_groups(group), TensorFlowEngine)
+
+
+def engine_of(groups: Iterable[Group], on_one_device: type[Engine]) -> Engine:
+    """What updates these groups here: with a strategy or without."""
+    if tf.distribute.has_strategy():
+        return DistributedEngine(groups, tf.distribute.get_strategy())
+    return on_one_device(groups)
 
 
 def fused_engine(group: Group, packs: Mapping[int, PackedGroup], limits: Limits) -> Engine:
@@ -230,14 +308,15 @@ def fused_engine(group: Group, packs: Mapping[int, PackedGroup], limits: Limits)
     for pack in packs.values():
         pack.lazy_rows = group.lazy_rows
     # dict.fromkeys: each group once, in order
-    return FusedEngine([*dict.fromkeys(packs.values()), *compiled, *single_groups(rest)])
+    groups = [*dict.fromkeys(packs.values()), *compiled, *single_groups(rest)]
+    return engine_of(groups, FusedEngine)
 
 
 def single_groups(group: Group) -> Iterator[Group]:
     """The same variables in groups of one device each."""
     by_device: dict[str, dict[int, Any]] = {}
     for index, variable in group.variables.items():
-        by_device.setdefault(native(variable).device, {})[index] = variable
+        by_device.setdefault(native(variable).device, {})[index] = native(variable)
     for variables in by_device.values():
-        slots = {index: group.slots[index] for index in variables}
+        slots = {index: [native(slot) for slot in group.slots[index]] for index in variables}
         yield Group(variables, slots, group.lazy_rows)

@@ -246,9 +246,12 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             self._engine = engines.unfused_engine(group)
 
     def _unfused_reason(self, variables: Sequence[Any]) -> str | None:
-        if type(self).update_step is not AdaptiveOptimizer.update_step:
+        if self._overrides_update_step():
             return f"{type(self).__name__} has an update_step of its own"
         return engines.unsupported_reason(variables)
+
+    def _overrides_update_step(self) -> bool:
+        return type(self).update_step is not AdaptiveOptimizer.update_step
 
     def _new_slot(self, pack: Any, index: int, variable: Any, name: str) -> Any:
         if pack is None:
@@ -398,12 +401,12 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         self, grads: list[Tensor], trainable_variables: list[Any], learning_rate: Any
     ) -> None:
         """One step on all variables that have a gradient, which Keras has scaled and clipped."""
-        if self._is_fused:
+        if self._overrides_update_step():
+            # Keras adds up the gradients of replicas, and calls it for each variable.
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+        else:
             indices = map(self.index_of, trainable_variables)
             self._step(dict(zip(indices, grads, strict=True)), learning_rate)
-        else:
-            # Keras adds up the gradients of replicas, and calls `update_step` for each variable.
-            super()._backend_update_step(grads, trainable_variables, learning_rate)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Any) -> None:
         """Updates one variable and its slots. A subclass may override it.
