@@ -18,7 +18,7 @@ from typing import Any, Unpack
 import keras
 from keras import ops
 
-from keras_yogi import checks, engines, nonfinite, row_gradients
+from keras_yogi import checks, engines, row_gradients, step_conditions
 from keras_yogi.checks import KerasArguments
 from keras_yogi.optimizers import state
 from keras_yogi.rules import AdaptiveRule, Tensor
@@ -373,10 +373,11 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             self.index_of(variable)  # a ValueError, if it is unknown
         grads = [self._coalesced(g, v) for g, v in zip(grads, variables, strict=True)]
         if not self.skip_nonfinite or all(g is None for g in grads):
-            super().apply(grads, variables)
+            with step_conditions.after_a_batch(grads):
+                super().apply(grads, variables)
             return
         everything = (*self.trained_variables, *self.variables)
-        nonfinite.apply_if_finite(
+        step_conditions.apply_if_finite(
             grads,
             lambda grads: super(AdaptiveOptimizer, self).apply(grads, variables),
             self._skipped_steps,

@@ -1,5 +1,6 @@
-"""Steps that are taken only if every gradient is finite."""
+"""Steps that are taken only if there is a batch, or only if every gradient is finite."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,16 @@ Gradients = Sequence[Tensor | None]
 
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
+
+    def after_a_batch(gradients: Gradients) -> contextlib.AbstractContextManager[None]:
+        """What is made in this context waits for a gradient, and so for a batch.
+
+        When a dataset of unknown size ends, a training step fails for want of a batch. In a graph,
+        what does not need the batch has run by then: weight decay, averages, the step's number. The
+        last gradient is waited for, because backpropagation begins with the last layer.
+        """
+        values = [row_gradients.values_of(g) for g in gradients if g is not None]
+        return tf.control_dependencies([] if tf.executing_eagerly() else values[-1:])
 
     def apply_if_finite(
         gradients: Gradients,
@@ -51,6 +62,10 @@ if keras.config.backend() == "tensorflow":
         replica_context.merge_call(for_all_replicas, args=(faulty_replicas, gradients))
 
 else:
+
+    def after_a_batch(gradients: Gradients) -> contextlib.AbstractContextManager[None]:
+        """Other backends ask for a batch before they begin a step."""
+        return contextlib.nullcontext()
 
     def apply_if_finite(
         gradients: Gradients,
