@@ -91,12 +91,14 @@ class AdaptiveRule:
             step: t = 1, 2, …, an integer or a scalar tensor.
             dtype: what the update is computed in: "float32" or "float64".
         """
+        if isinstance(learning_rate, float):  # by way of float32 it would lose digits
+            learning_rate = ops.convert_to_tensor(learning_rate, dtype)
         step = ops.cast(step, dtype)
         one = ops.ones((), dtype)
         correct_momentum = self.bias_correction != "none"
         correct_velocity = self.bias_correction == "both"
         return StepScalars(
-            ops.cast(ops.convert_to_tensor(learning_rate, dtype), dtype),
+            ops.cast(learning_rate, dtype),
             step,
             moving_average_weight(self.beta_1, step) if correct_momentum else one,
             moving_average_weight(self.beta_2, step) if correct_velocity else one,

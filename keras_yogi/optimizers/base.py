@@ -120,13 +120,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             raise _settled(name, value)
         super().__setattr__(name, value)
 
-    @property
-    def learning_rate(self) -> Any:
-        """η: Keras's variable, or what the schedule or the callable gives now."""
-        return super().learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: Any) -> None:
+    def _set_learning_rate(self, learning_rate: Any) -> None:
         is_scalar = ops.is_tensor(learning_rate) and tuple(learning_rate.shape) == ()
         if not is_scalar:
             learning_rate = checks.learning_rate(learning_rate)
@@ -136,6 +130,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
                 "another one, or make the optimizer with a number as its `learning_rate`."
             )
         keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
+
+    # Keras's own getter: torch.compile cannot follow one that calls super().
+    learning_rate = keras.optimizers.Optimizer.learning_rate.setter(_set_learning_rate)
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -550,6 +547,7 @@ def _constant(value: float) -> Any:
 
     def initialize(shape: Sequence[int], dtype: Any = None) -> Tensor:
         is_float = "float" in keras.backend.standardize_dtype(dtype)
-        return ops.full(shape, value, dtype) if is_float and value else ops.zeros(shape, dtype)
+        zeros = ops.zeros(shape, dtype)
+        return zeros + value if is_float and value else zeros
 
     return initialize
