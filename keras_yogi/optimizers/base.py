@@ -62,11 +62,12 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     def __new__(cls, *args: Any, **kwargs: Any) -> "AdaptiveOptimizer":
         self = super().__new__(cls)
         try:
-            given = _signature(cls).bind_partial(*args, **kwargs).arguments
+            given = _signature(cls).bind_partial(*args, **kwargs)
         except TypeError:  # which __init__ is about to raise, too
-            given = {}
+            given = _signature(cls).bind_partial()
+        given.apply_defaults()
         # Not as an attribute that is set: TensorFlow would save it in checkpoints.
-        self.__dict__["_given"] = MappingProxyType(dict(given))
+        self.__dict__["_given"] = MappingProxyType(given.arguments)
         return self
 
     def __init__(
@@ -193,8 +194,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         optimizer = cls(**{name: config[name] for name in config.keys() & taken})
         # What the constructor of a subclass calls otherwise, or does not take.
         for name in config.keys() - taken:
-            if config[name] != getattr(optimizer, name, None):
-                setattr(optimizer, name, config[name])
+            setattr(optimizer, name, config[name])
         return optimizer
 
     # Slots
