@@ -4,7 +4,7 @@ An engine is given a rule, the step's scalars and gradients. It knows no optimiz
 imported on that backend alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -36,8 +36,8 @@ else:
     def check_strategy() -> None:
         """These backends have no strategies."""
 
-    def unsupported_reason(variables: Sequence[Any]) -> str | None:
-        """Why the fused engine cannot update these variables here, if it cannot."""
+    def unsupported_reason() -> str | None:
+        """Why there is no fused engine here."""
         return f"it is made of TensorFlow, and Keras runs on {keras.config.backend()}"
 
     def packed_groups(  # type: ignore[misc]

@@ -146,6 +146,12 @@ class Engine:
 
     def step(self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
         """Updates once the variables that have a gradient; arguments as in `Group.step`."""
+        self.step_on_this_replica(rule, scalars, gradients)
+
+    def step_on_this_replica(
+        self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, Tensor]
+    ) -> None:
+        """As `step`, where other replicas, if there are any, take the same step by themselves."""
         for group, of_group in self.gradients_by_group(gradients):
             group.step(rule, scalars, of_group)
 

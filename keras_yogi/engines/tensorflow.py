@@ -37,8 +37,8 @@ def check_strategy() -> None:
         raise checks.reject("strategy", "one whose workers wait for each other", strategy)
 
 
-def unsupported_reason(variables: Sequence[Any]) -> str | None:
-    """Why the fused engine cannot update these variables here, if it cannot."""
+def unsupported_reason() -> str | None:
+    """Why there is no fused engine here, if there is none."""
     if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
         return "it has not been tried on a TPU"
     return None
@@ -143,6 +143,16 @@ class TensorFlowEngine(Engine):
     """Carries out steps on TensorFlow: each group on the device that its variables lie on."""
 
     def step(
+        self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]
+    ) -> None:
+        if tf.distribute.has_strategy():
+            raise ValueError(
+                "The optimizer must be made and built inside the scope of the strategy that it "
+                f"trains under. Received: {type(tf.distribute.get_strategy()).__name__}"
+            )
+        super().step(rule, scalars, gradients)
+
+    def step_on_this_replica(
         self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]
     ) -> None:
         for group, of_group in self.gradients_by_group(gradients):

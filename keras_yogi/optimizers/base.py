@@ -11,7 +11,7 @@ of row gradients; `_trainable_variables` is the list that the optimizer was buil
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, Unpack
 
@@ -21,7 +21,7 @@ from keras import ops
 from keras_yogi import checks, engines, row_gradients, step_conditions
 from keras_yogi.checks import KerasArguments
 from keras_yogi.optimizers import state
-from keras_yogi.rules import AdaptiveRule, Tensor
+from keras_yogi.rules import AdaptiveRule, StepScalars, Tensor
 
 _OPTIONS = {
     "sparse_update": lambda name, value: checks.one_of(name, value, ("exact", "lazy")),
@@ -186,7 +186,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             else value
             for name, value in config.items()
         }
-        if config.get("fused") is True and engines.unsupported_reason([]):
+        if config.get("fused") is True and engines.unsupported_reason():
             config["fused"] = "auto"
         taken = _parameters(cls)
         if any(p.kind is p.VAR_KEYWORD for p in _signature(cls).parameters.values()):
@@ -211,7 +211,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         variables = checks.variable_list("variables", variables)
-        reason = self._unfused_reason(variables)
+        reason = self._unfused_reason()
         if self.fused is True and reason:
             raise checks.reject("fused", f'False or "auto" here: {reason}', True)
         self._is_fused = bool(self.fused) and not reason
@@ -242,10 +242,10 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         else:
             self._engine = engines.unfused_engine(group)
 
-    def _unfused_reason(self, variables: Sequence[Any]) -> str | None:
+    def _unfused_reason(self) -> str | None:
         if self._overrides_update_step():
             return f"{type(self).__name__} has an update_step of its own"
-        return engines.unsupported_reason(variables)
+        return engines.unsupported_reason()
 
     def _overrides_update_step(self) -> bool:
         return type(self).update_step is not AdaptiveOptimizer.update_step
@@ -404,7 +404,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             super()._backend_update_step(grads, trainable_variables, learning_rate)
         else:
             indices = map(self.index_of, trainable_variables)
-            self._step(dict(zip(indices, grads, strict=True)), learning_rate)
+            gradients = dict(zip(indices, grads, strict=True))
+            self._engine.step(self._rule, self._scalars(learning_rate), gradients)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Any) -> None:
         """Updates one variable and its slots. A subclass may override it.
@@ -417,13 +418,12 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         if row_gradients.is_rows(gradient):
             # Once more, because rows of several replicas come one after another.
             gradient = row_gradients.coalesce(gradient)
-        self._step({self.index_of(variable): gradient}, learning_rate)
+        gradients = {self.index_of(variable): gradient}
+        self._engine.step_on_this_replica(self._rule, self._scalars(learning_rate), gradients)
 
-    def _step(self, gradients: Mapping[int, Tensor], learning_rate: Any) -> None:
-        rule, engine = self._rule, self._engine
-        step = self.iterations + 1
-        scalars = {dtype: rule.scalars(learning_rate, step, dtype) for dtype in engine.dtypes}
-        engine.step(rule, scalars, gradients)
+    def _scalars(self, learning_rate: Any) -> dict[str, StepScalars]:
+        step, dtypes = self.iterations + 1, self._engine.dtypes
+        return {dtype: self._rule.scalars(learning_rate, step, dtype) for dtype in dtypes}
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """With `use_ema`, gives the variables their averages, as Keras does at the end of `fit`.
