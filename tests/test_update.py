@@ -10,8 +10,6 @@ from support.reference import reference_trajectory
 from support.training import hard_gradients, initial_weights, take_steps, trajectory, variables_of
 
 import keras_yogi
-from keras_yogi.optimizers import AdaptiveOptimizer
-from keras_yogi.rules import AdamRule
 
 
 def assert_follows_the_formula(case, mode, dtype):
@@ -89,22 +87,6 @@ def test_an_average_that_keeps_nothing_is_its_value_to_the_bit(engine):
     optimizer.set_slot(variable, "momentum", np.ones(1))
     take_steps(optimizer, [variable], [[np.full(1, 1e-9)]])
     assert array(optimizer.get_slot(variable, "momentum")) == np.float32(1e-9)
-
-
-def test_the_scalars_of_a_step_are_computed_once():
-    """One variable after another, but the bias corrections once for each dtype of the update."""
-    computed = []
-
-    class Counting(AdamRule):
-        def scalars(self, learning_rate, step, dtype):
-            computed.append(dtype)
-            return super().scalars(learning_rate, step, dtype)
-
-    dtypes = ("float32", "bfloat16", "float32")  # half precision in float32
-    variables = [keras.Variable(np.ones(3), dtype=dtype) for dtype in dtypes]
-    optimizer = AdaptiveOptimizer(0.5, Counting(), fused=False)
-    take_steps(optimizer, variables, [[np.ones(3)] * 3] * 2, "eager")
-    assert computed == ["float32"] * 2
 
 
 @pytest.mark.parametrize("optimizer_class", BOTH)

@@ -24,6 +24,8 @@ def tensor(values: Any, dtype: str | None = None) -> Any:
 
 def array(value: Any) -> np.ndarray:
     """A copy: where the backend's tensor and the array share memory, the next step changes both."""
+    if ON_TENSORFLOW and hasattr(value, "numpy"):
+        return np.array(value.numpy())  # NumPy would not take a scalar of bfloat16
     return np.array(keras.ops.convert_to_numpy(value))
 
 
