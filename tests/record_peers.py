@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from golden.recordings import MANIFEST, TOLERANCE, Recording, Trajectory
+from support.recordings import MANIFEST, RECORDED_TOLERANCE, RecordedTrajectory, Recording
 
 # Library → its recordings → how the optimizer is made, given the library. JAX's transformations
 # are made as they are, torch's optimizers from the list of parameters.
@@ -179,13 +179,13 @@ def difference_table() -> list[str]:
     return lines
 
 
-def _largest_at_the_end(one: Trajectory, other: Trajectory) -> float:
+def _largest_at_the_end(one: RecordedTrajectory, other: RecordedTrajectory) -> float:
     """The largest difference of a weight after the last step of each."""
     return max(np.abs(one[n][-1] - other[n][-1]).max() for n in one if n.startswith("param"))
 
 
 def _figure(difference: float) -> str:
-    return "rounding" if difference < 10 * TOLERANCE["float64"] else f"{difference:.2g}"
+    return "rounding" if difference < 10 * RECORDED_TOLERANCE["float64"] else f"{difference:.2g}"
 
 
 def main() -> None:

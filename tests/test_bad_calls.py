@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import pytest
-from support.backend import ON_TENSORFLOW, array, tensor, tensorflow_only, tf_mode
+from support.backend import ON_TENSORFLOW, array, tensorflow_only, tf_mode
 from support.calls import (
     PREPARED,
     ROWS,
@@ -63,7 +63,8 @@ def dtype_of(bad):
 
 def embedding(message, *arguments):
     return Bad(
-        lambda o, v: o.apply(good(kernel=indexed_slices(*arguments)), v), f"gradient of `kernel` {message}"
+        lambda o, v: o.apply(good(kernel=indexed_slices(*arguments)), v),
+        f"gradient of `kernel` {message}",
     )
 
 
@@ -160,7 +161,8 @@ BAD_ROWS = {
         r"must .*\(4, 3\).* Received: .*\(1, 3\)", ONE_ROW, [0], (1, WIDTH)
     ),
     "rows of a vector": Bad(
-        lambda o, v: o.apply(good(scale=indexed_slices(ONE_ROW, [0])), v), "gradient of `scale` must"
+        lambda o, v: o.apply(good(scale=indexed_slices(ONE_ROW, [0])), v),
+        "gradient of `scale` must",
     ),
 }
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from keras import ops
 from support.backend import (
-    BACKEND,
     ON_TENSORFLOW,
     gradients_of,
     in_eager_and_compiled,

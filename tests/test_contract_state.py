@@ -11,7 +11,7 @@ import pytest
 from support.backend import ON_TENSORFLOW, array, tensorflow_only
 from support.cases import BOTH, OPTIONS
 from support.comparison import assert_unchanged, snapshot
-from support.models import EPOCHS, fit_sine, model_state
+from support.models import EPOCHS, fit_sine
 from support.processes import ROOT, run_python
 from support.states import (
     STATE_SHAPES,

@@ -83,7 +83,9 @@ def test_a_warm_start_is_in_the_configuration_and_not_in_the_state(ours, tmp_pat
             end = filled(ours(bias_correction=correction), seed=2)
             for load in (
                 lambda end=end, source=source: end.load_own_variables(stored(source)),
-                lambda end=end, source=source: end.set_weights([v.numpy() for v in source.variables]),
+                lambda end=end, source=source: end.set_weights(
+                    [v.numpy() for v in source.variables]
+                ),
             ):
                 load()
                 assert_same_state(source, end)

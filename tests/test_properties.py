@@ -18,7 +18,6 @@ from support.reference import Reference
 
 import keras_yogi
 
-
 pytestmark = pytest.mark.float64
 
 

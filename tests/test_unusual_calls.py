@@ -93,7 +93,9 @@ def test_a_faulty_gradient_reaches_its_own_coordinate_alone(case, fault, mode):
         else:
             kernel = tensor(np.stack([rows[1], 0 * rows[1], rows[0] + rows[2], 0 * rows[1]]))
         step(good(bias=tensor(np.array([1.0, value, 1.0], "float32")), kernel=kernel))
-        rows = indexed_slices(np.ones((3, 3), "float32"), [2, 0, 2]) if ON_TENSORFLOW else ones(4, 3)
+        rows = (
+            indexed_slices(np.ones((3, 3), "float32"), [2, 0, 2]) if ON_TENSORFLOW else ones(4, 3)
+        )
         step(good(kernel=rows))
         return state_of(optimizer, variables)
 

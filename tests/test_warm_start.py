@@ -77,7 +77,9 @@ def test_steps_limits_the_data(optimizer):
 def test_velocity_is_unbiased_for_a_repeated_gradient(optimizer):
     """v̂ = g² at every step, so that a weight moves by η g / (|g| + ε) from the first one on."""
     x, y = diabetes()
-    model = linear_model(optimizer(0.0, epsilon=0.0))  # the weights stay: the gradient repeats itself
+    model = linear_model(
+        optimizer(0.0, epsilon=0.0)
+    )  # the weights stay: the gradient repeats itself
     keras_yogi.warm_start(model, x, y, batch_size=128)
     gradients = gradients_by_hand(model, x, y)
     for _ in range(3):

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+
 from support.backend import ON_TENSORFLOW, tensor
 from support.cases import DEFAULT, OPTIONS, PLAIN
 from support.comparison import snapshot

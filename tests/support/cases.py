@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 import pytest
-from support.backend import ENGINES
-from support.reference import Array, KerasReference, Reference
 
 import keras_yogi
+from support.backend import ENGINES
+from support.reference import Array, KerasReference, Reference
 
 LEARNING_RATE = 0.0625  # exact in float32, which is what Keras keeps a learning rate in
 BOTH = [keras_yogi.Adam, keras_yogi.Yogi]

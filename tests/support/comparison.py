@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+
 from support.reference import Array, KerasReference
 from support.training import state_of
 

@@ -24,10 +24,11 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import keras
 import tensorflow as tf
-from support.cases import OPTIONS, with_limits
+
+import keras_yogi
+from support.cases import CLIPPING, OPTIONS, with_limits
 from support.distribute_training import (
     BATCH,
-    CLIPPING,
     EAGER_ONLY,
     FORMS,
     IN_A_GRAPH,
@@ -45,8 +46,6 @@ from support.distribute_training import (
     trajectories,
 )
 from support.processes import ROOT
-
-import keras_yogi
 
 DOCS = ROOT / "docs" / "distributed.md"
 EXAMPLE = ROOT / "examples" / "multi_worker.py"
@@ -149,7 +148,9 @@ def saving(strategy: Strategy, folder: Path) -> dict[str, Any]:
     for name, model in {"distributed": distributed, "single": single}.items():
         result[name] = fit_texts(model, faulty=True)
         save_model(model, folder / name)
-    loaded = {form: load_model(strategy, saved_optimizer, form, folder / "single") for form in FORMS}
+    loaded = {
+        form: load_model(strategy, saved_optimizer, form, folder / "single") for form in FORMS
+    }
     return {
         **result,
         "loaded": {form: end_of(model) for form, model in loaded.items()},
@@ -253,7 +254,11 @@ def parameters(folder: Path) -> None:
         with strategy.scope():
             return type(optimizer()).__module__
 
-    cases = {name: partial(construct, optimizer) for name, optimizer in OPTIMIZERS.items() if name in OURS}
+    cases = {
+        name: partial(construct, optimizer)
+        for name, optimizer in OPTIMIZERS.items()
+        if name in OURS
+    }
     record(cases, folder / "parameters.jsonl")
 
 

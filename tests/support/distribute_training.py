@@ -11,22 +11,20 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import keras
 import numpy as np
 import tensorflow as tf
-from support.cases import CASES, CLIPPING, OPTIONS
-from support.models import VOCABULARY, texts
-from support.models import LENGTH as TEXT_LENGTH
-from support.reference import Array
-from support.training import hard_gradients, initial_weights, variables_of
 
 import keras_yogi
+from support.cases import CASES
+from support.models import LENGTH as TEXT_LENGTH
+from support.models import VOCABULARY, texts
+from support.reference import Array
+from support.training import hard_gradients, initial_weights, variables_of
 
 Strategy = tf.distribute.Strategy
 
 OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     **{name: CASES[name].optimizer for name in ("adam", "amsgrad", "yogi")},
     # keras.optimizers.Adam, and the optimizer here that computes the same.
-    "keras": lambda **k: keras.optimizers.Adam(
-        **{"learning_rate": 0.0625, "epsilon": 1e-3, **k}
-    ),
+    "keras": lambda **k: keras.optimizers.Adam(**{"learning_rate": 0.0625, "epsilon": 1e-3, **k}),
     "ours": lambda **k: keras_yogi.Adam(
         **{"learning_rate": 0.0625, "epsilon": 1e-3, "epsilon_hat": True, **k}
     ),
@@ -121,7 +119,9 @@ def trajectories(
 
     def slot(variable: keras.Variable, name: str) -> keras.Variable:
         """That of Keras's own optimizers too, which they know by its path alone."""
-        (of_name,) = [v for v in optimizer_.variables if v.path.endswith(f"/{variable.path}_{name}")]
+        (of_name,) = [
+            v for v in optimizer_.variables if v.path.endswith(f"/{variable.path}_{name}")
+        ]
         return of_name
 
     names = ["momentum", "velocity", "velocity_hat"]

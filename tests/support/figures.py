@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from support.backend import array
-from support.reference import Reference
 
 from keras_yogi.diagnostics.gauge import FIGURES
+from support.backend import array
+from support.reference import Reference
 
 # Slots are float32: a figure is a dozen operations on them, of 6e-8 each, and sums are in float64.
 ROUNDING = 2e-6

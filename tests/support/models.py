@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+
 from support.comparison import snapshot
 from support.reference import Array
 

@@ -7,6 +7,7 @@ on purpose, the test can show what the difference consists of.
 from dataclasses import dataclass
 
 import numpy as np
+
 from support.recordings import MANIFEST, RecordedTrajectory, Recording
 from support.reference import Reference
 

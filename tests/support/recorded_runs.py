@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from keras.optimizers import Optimizer
 from keras.optimizers.schedules import ExponentialDecay
+
+from keras_yogi import Adam, Yogi
 from support.peer_formulas import PeerFormula
 from support.recordings import MANIFEST, RecordedTrajectory, Recording
 from support.replay import RecordedRates, replay
-
-from keras_yogi import Adam, Yogi
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ RECORDED_RUNS = [
     _tfa("expdecay", DECAY),
     _tfa("v0_1", initial_accumulator_value=1.0),
     # With β₁ = 0 a row without a gradient has no momentum to move it: nothing to differ in.
-    RecordedRun("tfa_yogi_sparse_beta1_0", Yogi, 0.01, {**TFA, "beta_1": 0.0}, otherwise=EXACT_ROWS),
+    RecordedRun(
+        "tfa_yogi_sparse_beta1_0", Yogi, 0.01, {**TFA, "beta_1": 0.0}, otherwise=EXACT_ROWS
+    ),
     RecordedRun("tfa_yogi_sparse", Yogi, 0.01, TFA, otherwise=EXACT_ROWS, apart={"param": 0.49}),
     RecordedRun(
         "optax_adam_lr1e-2_eps1e-6",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from support.processes import TESTS
 
 FOLDER = TESTS / "golden"

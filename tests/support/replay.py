@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
 from support.backend import MODES
 from support.recordings import RecordedTrajectory, Recording
 from support.training import state_of

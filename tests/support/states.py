@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+
 from support.backend import ON_TENSORFLOW, tensor
 from support.comparison import assert_unchanged, snapshot
 from support.models import regression_model

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+
 from support.backend import COMPILED, MODES, array, tensor
 from support.reference import Array
 

@@ -19,11 +19,11 @@ import h5py
 import keras
 import numpy as np
 import tensorflow as tf
+
+import keras_yogi
 from support.cases import CASES
 from support.models import EPOCHS, fit_sine, model_state, sine
 from support.processes import HANG
-
-import keras_yogi
 
 Callbacks = Sequence[keras.callbacks.Callback]
 
