@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from support.backend import MODES
-from support.cases import BOTH, CASES, CLIPPING, OPTIONS
+from support.cases import CASES, CLIPPING, OPTIONS
 from support.comparison import snapshot
-from support.models import LENGTH, VOCABULARY, texts
 from support.training import variables_of
 
 import keras_yogi
@@ -91,42 +90,3 @@ def test_rows_may_leave_their_table_to_the_variable():
     optimizer = keras_yogi.Adam(beta_2=0.75)
     optimizer.apply([tf.IndexedSlices(tf.constant([[1.0], [2.0]]), tf.constant([1, 1]))], [table])
     np.testing.assert_array_equal(optimizer.get_slot(table, "velocity"), [[0.0], [2.25], [0.0]])
-
-
-def fit_table(optimizer, first_layers, table):
-    words, labels = texts(256)
-    table_layer = first_layers[-1]
-    head = [keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1, kernel_initializer="ones")]
-    model = keras.Sequential([keras.Input((LENGTH,), dtype="int32"), *first_layers, *head])
-    table_layer.set_weights([table])
-    model.compile(optimizer, loss="mse")
-    model.fit(words, labels, batch_size=32, epochs=6, shuffle=False, verbose=0)
-    return table_layer.get_weights()[0]
-
-
-def twins(optimizer):
-    """The table after `fit`, as an Embedding and as one-hot and Dense."""
-    table = np.random.default_rng(5).normal(scale=0.05, size=(VOCABULARY, 8)).astype("float32")
-    one_hot = keras.layers.Lambda(
-        lambda words: keras.ops.one_hot(words, VOCABULARY), output_shape=(LENGTH, VOCABULARY)
-    )
-    embedding = fit_table(optimizer(), [keras.layers.Embedding(VOCABULARY, 8)], table)
-    dense = fit_table(optimizer(), [one_hot, keras.layers.Dense(8, use_bias=False)], table)
-    return embedding, dense, table
-
-
-@pytest.mark.parametrize("optimizer", BOTH)
-def test_embedding_trains_like_its_one_hot_twin(optimizer):
-    # ε = 1e-3: with a smaller one, rounding decides where gradients are nearly zero
-    embedding, dense, table = twins(lambda: optimizer(0.01, epsilon=1e-3))
-    moved = np.abs(dense - table).max()
-    assert moved > 0.05
-    assert np.abs(embedding - dense).max() < 1e-4 * moved
-
-
-@pytest.mark.skipif(keras.version() >= "3.16", reason="recorded with Keras 3.10 to 3.15")
-def test_embedding_and_its_twin_part_under_keras_adam():
-    """The contrast, recorded: 0.0153 apart where the weights moved 0.128."""
-    embedding, dense, table = twins(lambda: keras.optimizers.Adam(0.01, epsilon=1e-3))
-    assert np.abs(embedding - dense).max() == pytest.approx(0.0153, rel=0.02)
-    assert np.abs(dense - table).max() == pytest.approx(0.128, rel=0.02)

@@ -1,7 +1,8 @@
 """Whoever used Adam or Yogi elsewhere gets their numbers back, and where not, it is known why.
 
-`golden/` holds what other implementations computed; `support/recorded_runs.py` says with which arguments
-keras_yogi computes the same, or in what it differs on purpose. `docs/variants.md` is for readers.
+`golden/` holds what other implementations computed; `support/recorded_runs.py` says with which
+arguments keras_yogi computes the same, or in what it differs on purpose. `docs/variants.md` is for
+readers.
 """
 
 import re

@@ -40,7 +40,7 @@ def reference_of(optimizer, variable, step):
     """The float64 reference in the state that the optimizer has for one variable."""
     config = optimizer.get_config()
     reference = Reference(
-        array(keras.ops.cast(variable.value, "float64")),
+        array(variable.value).astype("float64"),
         "yogi" if "initial_accumulator_value" in config else "adam",
         float(array(optimizer.learning_rate)),
         step=step,
@@ -51,8 +51,7 @@ def reference_of(optimizer, variable, step):
         },
     )
     for name in optimizer.slots():
-        slot = optimizer.get_slot(variable, name)
-        reference.slots[name] = array(keras.ops.cast(slot, "float64"))
+        reference.slots[name] = array(optimizer.get_slot(variable, name)).astype("float64")
     return reference
 
 
@@ -74,7 +73,7 @@ def by_hand(optimizer, variables):
         initial = keras.ops.convert_to_tensor(
             np.array(reference.initial_accumulator_value), variable.dtype
         )
-        at_initial = v == float(array(keras.ops.cast(initial, "float64")))
+        at_initial = v == array(initial).astype("float64")
         noise = np.where(m == 0, 0, np.abs(m / correction_1) / np.where(root == 0, 1, root))
         touched = np.where(at_initial & (m == 0), np.nan, effective)
         columns.append((w, m, v, update, effective, touched, dominated, at_initial, noise))
