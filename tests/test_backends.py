@@ -44,7 +44,7 @@ def by_loop(model, infinite=False, epochs=2):
     for start in list(range(0, len(x), 16)) * epochs:
         batch = slice(start, start + 16)
         gradients = gradients_of(
-            lambda batch=batch: ops.mean(ops.square(model(x[batch]) - y[batch])), variables
+            lambda batch=batch: ops.mean(ops.square(model(x[batch]) - tensor(y[batch]))), variables
         )
         model.optimizer.apply(gradients, variables)
     model.optimizer.finalize_variable_values(variables)

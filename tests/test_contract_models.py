@@ -8,6 +8,7 @@ from support.backend import (
     ON_TENSORFLOW,
     gradients_of,
     in_eager_and_compiled,
+    tensor,
     tensorflow_only,
 )
 from support.cases import DEFAULT, default_case, plain_case
@@ -84,7 +85,7 @@ def test_multi_optimizer():
     for _ in range(2):
         for batch in np.split(np.arange(64), 4):
             gradients = gradients_of(
-                lambda batch=batch: ops.mean(ops.square(twin(x[batch]) - y[batch])),
+                lambda batch=batch: ops.mean(ops.square(twin(x[batch]) - tensor(y[batch]))),
                 kernels + biases,
             )
             adam.apply(gradients[:2], kernels)
