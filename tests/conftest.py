@@ -1,13 +1,52 @@
-"""Quiet TensorFlow, fixed seeds, and what several test modules need."""
+"""Quiet backends, fixed seeds, which modules run on which backend, what several modules need."""
 
 import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("KERAS_YOGI_TEST_GPU", ""))
+if os.environ.get("KERAS_BACKEND") == "jax":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Two devices, for the tests of keras.distribution
+    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
 import keras
 import pytest
+
+HERE = Path(__file__).resolve().parent
+ON_EVERY_BACKEND = sorted(
+    path.name
+    for pattern in (
+        "test_arguments.py",
+        "test_backends.py",
+        "test_bad_calls.py",
+        "test_contract_*.py",
+        "test_keras_adam.py",
+        "test_properties.py",
+        "test_saving.py",
+        "test_skip_nonfinite.py",
+        "test_unusual_calls.py",
+        "test_update.py",
+        "test_warm_start.py",
+        "test_wrong_rules.py",
+    )
+    for path in HERE.glob(pattern)
+)
+"""The modules that run as they are with KERAS_BACKEND=jax and KERAS_BACKEND=torch, and have the
+mark `backends`. With another backend than TensorFlow no other module is looked at.
+"""
+
+collect_ignore = (
+    []
+    if keras.config.backend() == "tensorflow"
+    else [p.name for p in HERE.glob("test_*.py") if p.name not in ON_EVERY_BACKEND]
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name in ON_EVERY_BACKEND:
+            item.add_marker(pytest.mark.backends)
 
 
 @pytest.fixture(autouse=True)
@@ -15,11 +54,28 @@ def fixed_seed():
     keras.utils.set_random_seed(20181203)
 
 
+@pytest.fixture(autouse=True)
+def float64_on_jax(request):
+    """JAX makes float32 of float64 unless it is told not to, for tests that need it."""
+    parameters = getattr(request.node, "callspec", None)
+    needed = request.node.get_closest_marker("float64") or (
+        parameters and parameters.params.get("dtype") == "float64"
+    )
+    if keras.config.backend() != "jax" or not needed:
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
 @pytest.fixture(scope="module")
 def compare():
     """examples/compare.py as a module: for what needs no process of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "examples"))
+        patch.syspath_prepend(str(HERE.parent / "examples"))
         import compare
 
         yield compare

@@ -1,7 +1,7 @@
 """Changes a module in one place after another, and shows which changes the tests let through.
 
     pip install cosmic-ray
-    python tests/mutate.py keras_yogi/optimizers/arguments.py tests/test_arguments.py
+    python tests/mutate.py keras_yogi/checks.py tests/test_arguments.py
 
 The changes are cosmic-ray's. Each is tried in a process of its own, forked when TensorFlow has been
 imported and not yet been used; no file is changed. Needs Linux or macOS.

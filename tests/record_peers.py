@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from golden.recordings import MANIFEST, TOLERANCE, Recording, Trajectory
+from support.recordings import MANIFEST, RECORDED_TOLERANCE, RecordedTrajectory, Recording
 
 # Library → its recordings → how the optimizer is made, given the library. JAX's transformations
 # are made as they are, torch's optimizers from the list of parameters.
@@ -157,21 +157,21 @@ IMPLEMENTATIONS = [
 def difference_table() -> list[str]:
     """How far the weights of each implementation, after 60 steps in float64, are from those of
     keras_yogi: with its defaults (and their learning rate and weight decay), and with the
-    arguments of `golden/cases.py`.
+    arguments of `support/recorded_runs.py`.
     """
-    from golden.cases import CASES, Case
+    from support.recorded_runs import RECORDED_RUNS, RecordedRun
 
     lines = [
         "| recording | weights moved by up to | our defaults | our arguments for it |",
         "|---|---|---|---|",
     ]
-    for case in CASES:
+    for case in RECORDED_RUNS:
         if case.recording not in IMPLEMENTATIONS:
             continue
         recording = Recording.load(f"{case.recording}__f64")
         theirs = recording.trajectory
         own = {name: v for name, v in case.arguments.items() if name == "weight_decay"}
-        defaults = Case(case.recording, case.optimizer, case.learning_rate, own)
+        defaults = RecordedRun(case.recording, case.optimizer, case.learning_rate, own)
         start = {name: values[:1] for name, values in theirs.items()}
         others = [start, defaults.run(recording), case.run(recording)]
         figures = [_figure(_largest_at_the_end(theirs, other)) for other in others]
@@ -179,13 +179,13 @@ def difference_table() -> list[str]:
     return lines
 
 
-def _largest_at_the_end(one: Trajectory, other: Trajectory) -> float:
+def _largest_at_the_end(one: RecordedTrajectory, other: RecordedTrajectory) -> float:
     """The largest difference of a weight after the last step of each."""
     return max(np.abs(one[n][-1] - other[n][-1]).max() for n in one if n.startswith("param"))
 
 
 def _figure(difference: float) -> str:
-    return "rounding" if difference < 10 * TOLERANCE["float64"] else f"{difference:.2g}"
+    return "rounding" if difference < 10 * RECORDED_TOLERANCE["float64"] else f"{difference:.2g}"
 
 
 def main() -> None:

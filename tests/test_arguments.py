@@ -5,21 +5,22 @@ import re
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from support.backend import tensor
+from support.cases import BOTH
 
 import keras_yogi
 
 NAN, INF = float("nan"), float("inf")
-BOTH = [keras_yogi.Adam, keras_yogi.Yogi]
 
 BAD_FOR_BOTH = [
     *(("learning_rate", bad) for bad in [-0.1, NAN, INF, "0.1", None, True, [0.1], 1j]),
     *(("learning_rate", bad) for bad in [np.array([0.1, 0.2]), keras.optimizers.schedules]),
     *((b, bad) for b in ["beta_1", "beta_2"] for bad in [1.0, 1, -0.1, 2, NAN, INF, "0.9", None]),
     ("beta_1", False),
-    ("beta_2", tf.constant(0.9)),
+    ("beta_2", tensor(0.9)),
     *(("epsilon", bad) for bad in [-1e-9, NAN, INF, -INF, "1e-3", None, True]),
     *(("epsilon_hat", bad) for bad in [0, 1, None, "yes"]),
+    *(("bias_correction", bad) for bad in ["velocity", None, True]),
     *(("skip_nonfinite", bad) for bad in [1, None]),
     *(("fused", bad) for bad in [1, 0, None, "yes"]),
     *(("sparse_update", bad) for bad in ["dense", None, True]),
@@ -50,7 +51,8 @@ BAD = [
 
 @pytest.mark.parametrize(("optimizer", "name", "bad"), BAD)
 def test_bad_value_is_refused(optimizer, name, bad):
-    expected = rf"`{name}` must be .+ Received: {name}={re.escape(repr(bad))} \(of type "
+    shown = f"<array of shape {bad.shape}>" if isinstance(bad, np.ndarray) else repr(bad)
+    expected = rf"`{name}` must be .+ Received: {name}={re.escape(shown)} \(of type "
     with pytest.raises(ValueError, match=re.compile(expected, re.DOTALL)):
         optimizer(**{name: bad})
 
@@ -119,6 +121,7 @@ GOOD = [
     *((name, 1e-30) for name in ["clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"]),
     ("name", "mine"),
     ("sparse_update", "lazy"),
+    *(("bias_correction", good) for good in ["both", "momentum", "none"]),
 ]
 
 

@@ -17,24 +17,17 @@ import numpy as np
 import pytest
 from matplotlib import colors, image
 from scipy import stats
+from support.processes import HANG, ROOT, run_python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 OPTIMIZERS = ["keras_yogi.Adam", "keras_yogi.Yogi", "keras.optimizers.Adam"]
 STEPS_OF_TWO_EPOCHS = {"diabetes": 24, "digits": 90}  # 353 and 1,437 rows in batches of 32
 
 
-def run_example(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / "compare.py"), *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
+def run_example(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    return run_python(EXAMPLES / "compare.py", *arguments, cwd=folder, **variables)
 
 
 def results_of(logdir: Path) -> dict:
@@ -274,7 +267,7 @@ def server(job, tmp_path):
             stderr=subprocess.STDOUT,
         )
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + HANG
             while not address:
                 assert process.poll() is None, (tmp_path / "output").read_text()
                 assert time.monotonic() < deadline, (tmp_path / "output").read_text()
@@ -286,13 +279,13 @@ def server(job, tmp_path):
 
             def ask(path, **query):
                 url = f"{address[0]}{path}?{urllib.parse.urlencode(query)}"
-                with opener.open(url, timeout=60) as answer:
+                with opener.open(url, timeout=HANG) as answer:
                     return json.load(answer)
 
             yield ask
         finally:
             process.terminate()
-            process.wait(timeout=60)
+            process.wait(timeout=HANG)
 
 
 @pytest.mark.parametrize("job", ["diabetes"], indirect=True)
@@ -301,7 +294,7 @@ def test_tensorboard_server_shows_every_run(job, server):
     for name in OPTIMIZERS:
         for part in ("train", "validation"):
             expected[f"{name}/{part}"] = events(job.logdir / name / part)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     tags = {}
     while {run: set(of_run) for run, of_run in tags.items()} != {
         run: set(of_run) for run, of_run in expected.items()

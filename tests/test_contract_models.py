@@ -1,37 +1,23 @@
 """Mixed precision, several optimizers, and variables that layers share."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from contract import (
-    DEFAULT_CASES,
-    KerasReference,
-    assert_agrees,
-    assert_unchanged,
-    default_case,
-    in_eager_and_graph,
-    plain_case,
-    regression,
-    regression_model,
-    snapshot,
-    train,
-    variables_of,
-)
 from keras import ops
-from reference import TOLERANCE, hard_gradients, initial_weights
+from support.backend import (
+    ON_TENSORFLOW,
+    gradients_of,
+    in_eager_and_compiled,
+    tensor,
+    tensorflow_only,
+)
+from support.cases import DEFAULT, default_case, plain_case
+from support.comparison import TOLERANCE, assert_agrees, assert_unchanged, snapshot
+from support.models import dtype_policy, regression, regression_model
+from support.training import hard_gradients, initial_weights, take_steps, variables_of
 
-
-@contextlib.contextmanager
-def dtype_policy(name):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
+if ON_TENSORFLOW:
+    import tensorflow as tf
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -52,14 +38,15 @@ def test_mixed_precision_policies(case, policy):
     assert int(inner.iterations) == 16
     for variable in mixed.trainable_variables:
         for name in inner.slots():
-            assert inner.get_slot(variable, name).dtype == "float32"
+            slot = inner.get_slot(variable, name)
+            assert keras.backend.standardize_dtype(slot.dtype) == "float32"
     of_each = zip(start, plain.get_weights(), mixed.get_weights(), strict=True)
     for before, exact, rounded in of_each:
         # Activations and gradients of 8 bits, in steps that depend on g / √v.
         assert 0 < np.abs(rounded - exact).max() < 0.1 * np.abs(exact - before).max()
 
 
-@in_eager_and_graph
+@in_eager_and_compiled
 @plain_case
 def test_loss_scale_optimizer_skips_and_unscales(case, mode):
     """Its scale is a power of two: what it passes on is exact. A faulty step leaves no trace."""
@@ -68,13 +55,13 @@ def test_loss_scale_optimizer_skips_and_unscales(case, mode):
     plain, variables = case.optimizer(), variables_of(weights)
     scaled, scaled_variables = case.optimizer(), variables_of(weights)
     wrapper = keras.optimizers.LossScaleOptimizer(scaled, initial_scale=1024.0)
-    train(plain, variables, gradients, mode)
-    train(wrapper, scaled_variables, [[g * 1024 for g in row] for row in gradients[:2]], mode)
+    take_steps(plain, variables, gradients, mode)
+    take_steps(wrapper, scaled_variables, [[g * 1024 for g in row] for row in gradients[:2]], mode)
     before = snapshot(scaled, scaled_variables)
-    train(wrapper, scaled_variables, [faulty], mode)
+    take_steps(wrapper, scaled_variables, [faulty], mode)
     assert_unchanged(before, snapshot(scaled, scaled_variables))
     assert float(wrapper.dynamic_scale) == 512.0
-    train(wrapper, scaled_variables, [[g * 512 for g in row] for row in gradients[2:]], mode)
+    take_steps(wrapper, scaled_variables, [[g * 512 for g in row] for row in gradients[2:]], mode)
     assert_unchanged(snapshot(plain, variables), snapshot(scaled, scaled_variables))
 
 
@@ -85,7 +72,7 @@ def test_loss_scale_optimizer_skips_and_unscales(case, mode):
 def test_multi_optimizer():
     """Each part of the model is trained as if by its optimizer alone."""
     x, y = regression()
-    adam, yogi = (case.optimizer() for case in DEFAULT_CASES.values())
+    adam, yogi = (case.optimizer() for case in DEFAULT.values())
     mapping = keras.optimizers.OptimizerMap(adam, {".*/bias": yogi})
     model = regression_model(keras.optimizers.MultiOptimizer(mapping))
     twin = regression_model("sgd")
@@ -94,12 +81,13 @@ def test_multi_optimizer():
 
     kernels = [v for v in twin.trainable_variables if v.name == "kernel"]
     biases = [v for v in twin.trainable_variables if v.name == "bias"]
-    adam, yogi = (case.optimizer() for case in DEFAULT_CASES.values())
+    adam, yogi = (case.optimizer() for case in DEFAULT.values())
     for _ in range(2):
         for batch in np.split(np.arange(64), 4):
-            with tf.GradientTape() as tape:
-                loss = ops.mean(ops.square(twin(x[batch]) - y[batch]))
-            gradients = tape.gradient(loss, [v.value for v in kernels + biases])
+            gradients = gradients_of(
+                lambda batch=batch: ops.mean(ops.square(twin(x[batch]) - tensor(y[batch]))),
+                kernels + biases,
+            )
             adam.apply(gradients[:2], kernels)
             yogi.apply(gradients[2:], biases)
     for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
@@ -116,7 +104,7 @@ def test_shared_layer(case):
     random = np.random.default_rng(16)
     xs = [random.normal(size=(8, 3)).astype("float32") for _ in range(2)]
     model.fit(xs, np.ones((8, 1)), epochs=5, batch_size=8, verbose=0)
-    reference = KerasReference(case, [np.ones((3, 1))])
+    reference = case.keras_reference([np.ones((3, 1))])
     for _ in range(5):
         reference.apply([(xs[0] + 2.0 * xs[1]).mean(axis=0)[:, None]])
     assert len(model.optimizer.slots()["momentum"]) == 1
@@ -157,6 +145,7 @@ class TinyGAN(keras.Model):
         return {"generator": generators, "discriminator": discriminators}
 
 
+@tensorflow_only
 def test_two_optimizers_on_two_parts_of_a_model():
     random = np.random.default_rng(18)
     noise, real = random.normal(size=(32, 2)), random.normal(size=(32, 3)) + 2.0
@@ -164,7 +153,7 @@ def test_two_optimizers_on_two_parts_of_a_model():
     for run_eagerly in [False, True]:
         gan = TinyGAN()
         before = gan.get_weights()
-        optimizers = [case.optimizer() for case in DEFAULT_CASES.values()]
+        optimizers = [case.optimizer() for case in DEFAULT.values()]
         gan.compile(*optimizers, run_eagerly=run_eagerly)
         gan.fit(noise, real, batch_size=8, epochs=2, shuffle=False, verbose=0)
         assert [int(o.iterations) for o in optimizers] == [8, 8]

@@ -3,91 +3,55 @@
 import keras
 import numpy as np
 import pytest
-from contract import (
-    KerasReference,
+from support.backend import BACKEND, COMPILED, XLA, array
+from support.cases import KERAS_OPTIONS, OPTIONS, default_case, every_case, options, plain_case
+from support.comparison import (
+    TOLERANCE,
     assert_agrees,
     assert_close,
-    assert_unchanged,
-    default_case,
-    every_case,
-    plain_case,
-    regression,
-    regression_model,
-    snapshot,
-    train,
-    variables_of,
-)
-from reference import (
-    TOLERANCE,
     assert_same_trajectory,
-    hard_gradients,
-    initial_weights,
-    trajectory,
+    assert_unchanged,
+    snapshot,
 )
+from support.models import AfterEachBatch, regression, regression_model
+from support.reference import reference_trajectory
+from support.training import hard_gradients, initial_weights, take_steps, trajectory, variables_of
 
-# Numbers that float32 holds: Keras rounds some of these arguments to it.
-KERAS_ARGUMENTS = {
-    "weight_decay": {"weight_decay": 0.25},
-    "clipnorm": {"clipnorm": 0.5},
-    "clipvalue": {"clipvalue": 0.25},
-    "global_clipnorm": {"global_clipnorm": 0.5},
-    "ema": {"use_ema": True, "ema_momentum": 0.75},
-    "ema, overwriting": {"use_ema": True, "ema_momentum": 0.75, "ema_overwrite_frequency": 4},
-    "loss_scale_factor": {"loss_scale_factor": 8.0},
-    "accumulation": {"gradient_accumulation_steps": 3},
-    "accumulation, clipnorm, decay": {
-        "gradient_accumulation_steps": 3,
-        "clipnorm": 0.5,
-        "weight_decay": 0.25,
-    },
-    "accumulation, overwriting ema": {
-        "gradient_accumulation_steps": 2,
-        "use_ema": True,
-        "ema_momentum": 0.75,
-        "ema_overwrite_frequency": 2,
-    },
-    "loss scale, global_clipnorm": {"loss_scale_factor": 8.0, "global_clipnorm": 0.5},
-    "decay, overwriting ema": {
-        "weight_decay": 0.25,
-        "use_ema": True,
-        "ema_momentum": 0.75,
-        "ema_overwrite_frequency": 3,
-    },
-}
+pytestmark = pytest.mark.float64
 
 
-def assert_agrees_at_every_step(case, arguments, mode, dtype="float64"):
+def assert_agrees_at_every_step(case, options, mode, dtype="float64"):
+    if BACKEND == "torch" and {"clipnorm", "global_clipnorm"} & set(options):
+        dtype = "float32"  # in which Keras computes the norms there
     weights, gradients = initial_weights(), hard_gradients()
-    reference = KerasReference(case, [w.astype(dtype) for w in weights], **arguments)
-    expected = [reference.state()]
-    for row in gradients:
-        reference.apply(row)
-        expected.append(reference.state())
-    actual = trajectory(case.optimizer(**arguments), weights, gradients, mode, dtype)
+    reference = case.keras_reference([w.astype(dtype) for w in weights], **options)
+    expected = reference_trajectory(reference, gradients)
+    actual = trajectory(case.optimizer(**options), weights, gradients, mode, dtype)
     # Clipping adds a norm and a quotient to the roundings that TOLERANCE counts.
     assert_same_trajectory(actual, expected, 2 * TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("arguments", KERAS_ARGUMENTS.values(), ids=KERAS_ARGUMENTS)
+# Schedules are in test_contract_learning_rates.
+@options(name for name, o in KERAS_OPTIONS.items() if "learning_rate" not in o)
 @plain_case
-def test_keras_arguments(case, arguments):
-    assert_agrees_at_every_step(case, arguments, "graph")
+def test_keras_arguments(case, options):
+    assert_agrees_at_every_step(case, options, COMPILED)
 
 
-@pytest.mark.parametrize("name", ["accumulation, clipnorm, decay", "decay, overwriting ema"])
+@options(["accumulation, clipnorm, decay", "decay, overwriting ema"])
 @every_case
-def test_keras_arguments_together(case, name):
-    assert_agrees_at_every_step(case, KERAS_ARGUMENTS[name], "eager")
+def test_keras_arguments_together(case, options):
+    assert_agrees_at_every_step(case, options, "eager")
 
 
-@pytest.mark.parametrize("name", ["global_clipnorm", "accumulation, overwriting ema"])
+@options(["global_clipnorm", "accumulation, overwriting ema"])
 @default_case
-def test_keras_arguments_in_xla(case, name):
-    assert_agrees_at_every_step(case, KERAS_ARGUMENTS[name], "xla", "float32")
+def test_keras_arguments_in_xla(case, options):
+    assert_agrees_at_every_step(case, options, XLA, "float32")
 
 
 @pytest.mark.parametrize(
-    ("mode", "by"), [("eager", {"var_list": [1]}), ("graph", {"var_names": ["w1"]})], ids=str
+    ("mode", "by"), [("eager", {"var_list": [1]}), (COMPILED, {"var_names": ["w1"]})], ids=str
 )
 @plain_case
 def test_exclude_from_weight_decay(case, mode, by):
@@ -96,8 +60,8 @@ def test_exclude_from_weight_decay(case, mode, by):
     optimizer.exclude_from_weight_decay(
         **{k: [variables[i] if k == "var_list" else i for i in v] for k, v in by.items()}
     )
-    reference = KerasReference(case, weights, weight_decay=0.25, undecayed=[1])
-    train(optimizer, variables, gradients, mode)
+    reference = case.keras_reference(weights, weight_decay=0.25, undecayed=[1])
+    take_steps(optimizer, variables, gradients, mode)
     for row in gradients:
         reference.apply(row)
     assert_agrees(optimizer, variables, reference, TOLERANCE["float64"])
@@ -116,21 +80,10 @@ def test_accumulated_gradients_are_the_large_batch(case):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
-class AfterEachBatch(keras.callbacks.Callback):
-    """What `see` returns, at the end of each batch."""
-
-    def __init__(self, see):
-        super().__init__()
-        self.see, self.seen = see, []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.seen.append(self.see(self.model))
-
-
 @default_case
 def test_fit_ends_with_the_averages(case):
     x, y = regression()
-    model = regression_model(case.optimizer(use_ema=True, ema_momentum=0.75))
+    model = regression_model(case.optimizer(**OPTIONS["ema"]))
     weights = AfterEachBatch(lambda model: model.get_weights())
     model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[weights])
     averages = weights.seen[0]
@@ -145,16 +98,16 @@ def test_fit_ends_with_the_averages(case):
 def test_finalize_variable_values(case):
     weights, gradients = initial_weights(), hard_gradients()
     variables = variables_of(weights, "float64")
-    optimizer = case.optimizer(use_ema=True, ema_momentum=0.75)
-    reference = KerasReference(case, weights, use_ema=True, ema_momentum=0.75)
-    train(optimizer, variables, gradients)
+    optimizer = case.optimizer(**OPTIONS["ema"])
+    reference = case.keras_reference(weights, **OPTIONS["ema"])
+    take_steps(optimizer, variables, gradients)
     for row in gradients:
         reference.apply(row)
     optimizer.finalize_variable_values(variables)
     for variable, average in zip(variables, reference.averages, strict=True):
-        assert_close(variable.numpy(), average, TOLERANCE["float64"])
+        assert_close(array(variable.value), average, TOLERANCE["float64"])
     without = case.optimizer()
-    train(without, variables, gradients[:1])
+    take_steps(without, variables, gradients[:1])
     before = snapshot(without, variables)
     without.finalize_variable_values(variables)
     assert_unchanged(before, snapshot(without, variables))

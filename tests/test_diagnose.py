@@ -6,9 +6,15 @@ import sys
 import keras
 import numpy as np
 import pytest
-from contract import ADAM, CASES
-from figures import ROUNDING, assert_figures, by_hand, train, variables_of
-from optimizer_state import warm
+from support.backend import tensorflow_only
+from support.cases import BOTH, BY_ENGINE, CASES
+from support.figures import (
+    ROUNDING,
+    assert_figures,
+    by_hand,
+    named_variables,
+    take_random_steps,
+)
 
 import keras_yogi
 from keras_yogi.diagnostics import gauge as gauge_module
@@ -19,17 +25,18 @@ SMALL = Precision(0, 600, 128, complete=True, compiled=False)
 ESTIMATED = Precision(0, 600, 128, complete=False, compiled=True)
 
 MORE = {
-    "epsilon_hat": lambda: keras_yogi.Adam(0.0625, **ADAM, epsilon_hat=True),
-    "epsilon dominates": lambda: keras_yogi.Yogi(0.0625, epsilon=0.9),
-    "unbiased": lambda: warm(keras_yogi.Adam(0.0625, **ADAM)),
+    "epsilon_hat": lambda: CASES["adam"].optimizer(epsilon_hat=True),
+    "epsilon dominates": lambda: CASES["yogi"].optimizer(epsilon=0.9),
+    "after a warm start": lambda: CASES["adam"].optimizer(bias_correction="momentum"),
+    "no bias correction": lambda: CASES["adam"].optimizer(bias_correction="none"),
 }
 
 
-@pytest.mark.parametrize("name", [*CASES, *MORE])
+@pytest.mark.parametrize("name", [*BY_ENGINE, *MORE])
 def test_figures_are_those_of_the_slots(name):
-    optimizer = MORE[name]() if name in MORE else CASES[name].optimizer()
-    variables = variables_of()
-    train(optimizer, variables)
+    optimizer = MORE[name]() if name in MORE else BY_ENGINE[name].optimizer()
+    variables = named_variables()
+    take_random_steps(optimizer, variables)
     report = keras_yogi.diagnose(optimizer)
     assert report.step == 5
     assert list(report.variables) == ["embed/embeddings", "hidden/kernel", "out/bias", "scale"]
@@ -39,22 +46,22 @@ def test_figures_are_those_of_the_slots(name):
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [("float64", 1e-12), ("bfloat16", ROUNDING)])
-@pytest.mark.parametrize("optimizer_class", [keras_yogi.Adam, keras_yogi.Yogi])
+@pytest.mark.parametrize("optimizer_class", BOTH)
 def test_other_dtypes(optimizer_class, dtype, rounding):
-    variables = variables_of(dtype)
+    variables = named_variables(dtype)
     # Exact in float32, in which Keras keeps a learning rate.
-    optimizer = train(optimizer_class(0.0625), variables)
+    optimizer = take_random_steps(optimizer_class(0.0625), variables)
     assert_figures(keras_yogi.diagnose(optimizer), optimizer, variables, rounding)
 
 
 def test_variables_of_several_dtypes():
-    variables = [*variables_of("float64"), keras.Variable(np.ones(5, "float32"), name="single")]
-    optimizer = train(keras_yogi.Adam(0.0625), variables)
+    variables = [*named_variables("float64"), keras.Variable(np.ones(5, "float32"), name="single")]
+    optimizer = take_random_steps(keras_yogi.Adam(0.0625), variables)
     assert_figures(keras_yogi.diagnose(optimizer), optimizer, variables)
 
 
 def test_before_the_first_step_the_corrections_are_those_of_the_first():
-    variables = variables_of()
+    variables = named_variables()
     optimizer = keras_yogi.Yogi(0.0625)
     optimizer.build(variables)
     report = keras_yogi.diagnose(optimizer)
@@ -67,14 +74,15 @@ def test_before_the_first_step_the_corrections_are_those_of_the_first():
 
 def test_the_learning_rate_is_that_of_the_schedule_now():
     schedule = keras.optimizers.schedules.InverseTimeDecay(0.5, 1, 1.0)
-    optimizer = train(keras_yogi.Adam(schedule), variables_of(), steps=3)
+    optimizer = take_random_steps(keras_yogi.Adam(schedule), named_variables(), steps=3)
     assert keras_yogi.diagnose(optimizer).model["learning_rate"] == 0.125  # 0.5 / (1 + 3)
 
 
+@tensorflow_only
 def test_packed_slots_give_the_same_figures():
     reports = []
     for fused in (True, False):
-        variables = variables_of()
+        variables = named_variables()
         optimizer = keras_yogi.Yogi(0.0625, fused=fused)
         optimizer.build(variables)
         random = np.random.default_rng(3)
@@ -86,7 +94,7 @@ def test_packed_slots_give_the_same_figures():
 
 
 def test_rows_of_embeddings_that_were_never_touched():
-    optimizer = train(keras_yogi.Yogi(0.0625), variables_of())
+    optimizer = take_random_steps(keras_yogi.Yogi(0.0625), named_variables())
     report = keras_yogi.diagnose(optimizer)
     assert report.variables["embed/embeddings"]["untouched_rows"] == 10
     assert report.model["untouched_rows"] == 10
@@ -223,14 +231,14 @@ def test_looking_does_not_make_tensorflow_copy_variables_from_then_on(large):
 
 def test_keras_adam_has_all_figures():
     """Of the same slots, the same as ours: its ε is added before the correction."""
-    variables, twins = variables_of(), variables_of()
-    theirs = train(keras.optimizers.Adam(0.0625, epsilon=1e-3, amsgrad=True), variables)
+    variables, twins = named_variables(), named_variables()
+    theirs = take_random_steps(keras.optimizers.Adam(0.0625, epsilon=1e-3, amsgrad=True), variables)
     ours = keras_yogi.Adam(0.0625, epsilon=1e-3, amsgrad=True, epsilon_hat=True)
     ours.build(twins)
     slots = (theirs._momentums, theirs._velocities, theirs._velocity_hats)
     for place, (variable, twin) in enumerate(zip(variables, twins, strict=True)):
         twin.assign(variable)
-        for name, of_all in zip(ours.slot_names, slots, strict=True):
+        for name, of_all in zip(ours.slots(), slots, strict=True):
             ours.set_slot(twin, name, of_all[place].value)
     ours.iterations.assign(5)
     report = keras_yogi.diagnose(theirs)
@@ -240,8 +248,10 @@ def test_keras_adam_has_all_figures():
 
 
 def test_of_other_optimizers_norms_are_told():
-    variables = variables_of()
-    report = keras_yogi.diagnose(train(keras.optimizers.SGD(0.5, momentum=0.9), variables))
+    variables = named_variables()
+    report = keras_yogi.diagnose(
+        take_random_steps(keras.optimizers.SGD(0.5, momentum=0.9), variables)
+    )
     assert set(report.variables["scale"]) == {"weight_norm", "momentum_norm"}
     assert set(report.model) == {"learning_rate", "weight_norm", "momentum_norm", "skipped_steps"}
     norm = np.sqrt(sum(np.sum(v.numpy().astype("float64") ** 2) for v in variables))
@@ -251,19 +261,21 @@ def test_of_other_optimizers_norms_are_told():
 
 
 def test_a_loss_scale_optimizer_is_looked_into():
-    variables = variables_of()
+    variables = named_variables()
     inner = keras_yogi.Adam(0.0625)
-    outer = train(keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0), variables)
+    outer = take_random_steps(
+        keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0), variables
+    )
     assert_figures(keras_yogi.diagnose(outer), inner, variables)
 
 
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="newer Keras")
 def test_a_multi_optimizer_is_looked_into():
-    variables = variables_of()
+    variables = named_variables()
     ours = keras_yogi.Yogi(0.0625, name="ours")
     rest = keras.optimizers.SGD(0.5, name="rest")
     by_path = keras.optimizers.OptimizerMap(rest, {"embed/.*": ours, "hidden/.*": ours})
-    multi = train(keras.optimizers.MultiOptimizer(by_path), variables)
+    multi = take_random_steps(keras.optimizers.MultiOptimizer(by_path), variables)
     report = keras_yogi.diagnose(multi)
     assert report.model["learning_rate_ours"] == 0.0625
     assert report.model["learning_rate_rest"] == 0.5
@@ -278,14 +290,16 @@ def test_a_multi_optimizer_is_looked_into():
 
 
 def test_an_optimizer_of_ones_own_is_diagnosed_for_free():
-    from keras_yogi.optimizers.base import AdaptiveOptimizer
+    from keras_yogi.rules import AdaptiveRule
 
-    class Slow(AdaptiveOptimizer):
-        def second_moments(self, gradient, velocity, *others):
+    from keras_yogi.optimizers import AdaptiveOptimizer
+
+    class Slow(AdaptiveRule):
+        def second_moments(self, gradient, momentum, velocity, *others):
             return (keras.ops.maximum(velocity, keras.ops.square(gradient)),)
 
-    variables = variables_of()
-    optimizer = train(Slow(0.0625, 0.5, 0.9, 1e-3), variables)
+    variables = named_variables()
+    optimizer = take_random_steps(AdaptiveOptimizer(0.0625, Slow(0.5, 0.9, 1e-3)), variables)
     assert_figures(keras_yogi.diagnose(optimizer), optimizer, variables)
 
 
@@ -294,7 +308,7 @@ def test_an_optimizer_of_ones_own_is_diagnosed_for_free():
 
 @pytest.fixture
 def report():
-    return keras_yogi.diagnose(train(keras_yogi.Yogi(0.0625), variables_of()))
+    return keras_yogi.diagnose(take_random_steps(keras_yogi.Yogi(0.0625), named_variables()))
 
 
 def test_prints_a_table(report):
@@ -350,7 +364,7 @@ def test_names_do_not_depend_on_how_often_a_model_was_made():
 
 def test_variables_of_one_path_are_told_apart():
     variables = [keras.Variable(np.ones(3, "float32"), name="same") for _ in range(3)]
-    report = keras_yogi.diagnose(train(keras_yogi.Adam(), variables))
+    report = keras_yogi.diagnose(take_random_steps(keras_yogi.Adam(), variables))
     assert list(report.variables) == ["same", "same_1", "same_2"]
 
 
@@ -368,6 +382,6 @@ def test_refuses_what_it_cannot_diagnose(arguments, message):
 
 
 def test_refuses_what_is_no_earlier_report(report):
-    optimizer = train(keras_yogi.Yogi(), variables_of())
+    optimizer = take_random_steps(keras_yogi.Yogi(), named_variables())
     with pytest.raises(ValueError, match="`since` must be a report of"):
         keras_yogi.diagnose(optimizer, since={"step": 1})

@@ -2,28 +2,34 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
-import _distribute_cases as cases
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from distribute_training import (
-    CLIPPING,
+from support import distribute_cases as cases
+from support.cases import CASES, CLIPPING, OPTIONS
+from support.comparison import TOLERANCE, assert_same_trajectory
+from support.distribute_training import (
     EAGER_ONLY,
     FAULTS,
     FORMS,
+    IN_A_GRAPH,
     INDICES,
     OPTIMIZERS,
-    OPTIONS,
+    OURS,
     ROWS,
     WIDTH,
-    gradients,
-    weights,
+    end_of,
+    fit_texts,
+    load_model,
+    replica_gradients,
+    replica_weights,
 )
-from reference import TOLERANCE, assert_same_trajectory, reference_trajectory, trajectory
+from support.processes import run_python
+from support.reference import KerasReference, reference_trajectory
+from support.training import trajectory
 
 # The replicas' gradients add up without rounding, and the update is the same sequence of float32
 # operations: the trajectories are equal to the last bit where the machine's scalar and vector
@@ -33,41 +39,47 @@ ONE_DEVICE = tf.distribute.get_strategy()
 
 
 class Results:
-    """What the cases of one process have given."""
+    """What the cases of one process have given, as far as it has come."""
 
-    def __init__(self, file: Path) -> None:
-        self._all = json.loads(file.read_text(encoding="utf-8"))
+    def __init__(self, file: Path, end: str = "") -> None:
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        self._lines = {line["case"]: line for line in map(json.loads, lines)}
+        self._end = end
+
+    def line(self, case: str):
+        assert case in self._lines, f"the process did not come to {case}: {self._end}"
+        return self._lines[case]
 
     def __getitem__(self, case: str):
-        assert "result" in self._all[case], self._all[case]["error"]
-        return self._all[case]["result"]
+        line = self.line(case)
+        assert "result" in line, line["error"]
+        return line["result"]
 
     def error(self, case: str) -> str:
-        assert "error" in self._all[case], f"{case} does not fail any more"
-        return self._all[case]["error"]
+        line = self.line(case)
+        assert "error" in line, f"{case} does not fail any more"
+        return line["error"]
 
 
-def run(mode: str, folder: Path) -> None:
-    completed = subprocess.run(
-        [sys.executable, cases.__file__, mode, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=600,  # a process that hangs is ended
-    )
-    assert completed.returncode == 0, completed.stderr[-3000:]
+def results_of(mode: str, folder: Path) -> Results:
+    """What is known of the cases, even if the process has broken off at one of them."""
+    try:
+        completed = run_python("-m", "support.distribute_cases", mode, folder)
+        end = completed.stderr[-3000:]
+    except subprocess.TimeoutExpired as error:
+        end = str(error)
+    return Results(folder / f"{mode}.jsonl", end)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the cases, run once for all tests, have left their results and files."""
-    folder = tmp_path_factory.mktemp("distribute")
-    run("mirrored", folder)
-    return folder
+    """Where the cases, run once for all tests, leave their results and files."""
+    return tmp_path_factory.mktemp("distribute")
 
 
 @pytest.fixture(scope="module")
 def results(folder):
-    return Results(folder / "mirrored.json")
+    return results_of("mirrored", folder)
 
 
 # A loop of one's own
@@ -98,26 +110,21 @@ def distributed(result):
 
 
 def one_device(optimizer, options, steps, mode="graph"):
-    return trajectory(OPTIMIZERS[optimizer](**options), weights(), steps, mode)
+    return trajectory(OPTIMIZERS[optimizer](**options), replica_weights(), steps, mode)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OURS)
 def test_equals_the_formula_on_the_joint_gradient(results, optimizer):
-    hyperparameters = {
-        "adam": {"rule": "adam"},
-        "amsgrad": {"rule": "adam", "amsgrad": True},
-        "yogi": {"rule": "yogi", "epsilon": 1e-3, "initial_accumulator_value": 1e-6},
-    }[optimizer]
-    expected = reference_trajectory(
-        weights(), joint(gradients()), learning_rate=0.05, **hyperparameters
-    )
+    weights = [w.astype("float32") for w in replica_weights()]
+    reference = CASES[optimizer].keras_reference(weights)
+    expected = reference_trajectory(reference, joint(replica_gradients()))
     actual = distributed(results[f"{optimizer}, plain"])
     assert_same_trajectory(actual, expected, TOLERANCE["float32"])
 
 
 @pytest.mark.parametrize("replica", [0, 1])
 def test_the_comparison_tells_one_replica_from_all(results, replica):
-    steps = [[g[replica] for g in dense(row)] for row in gradients()]
+    steps = [[g[replica] for g in dense(row)] for row in replica_gradients()]
     actual = distributed(results["yogi, plain"])
     with pytest.raises(AssertionError, match="is off by"):
         assert_same_trajectory(actual, one_device("yogi", {}, steps), 0.01)
@@ -126,17 +133,17 @@ def test_the_comparison_tells_one_replica_from_all(results, replica):
 @pytest.mark.parametrize(
     "case",
     [
-        *(f"{o}, {n}" for o in ("adam", "yogi") for n in OPTIONS if n != "skip_nonfinite"),
-        *(f"{o}, {n}, eager" for o in ("adam", "yogi") for n in EAGER_ONLY),
-        *("adam, plain, autograph", "adam, plain, eager", "amsgrad, plain"),
+        *(f"yogi, {option}" for option in IN_A_GRAPH if option != "skip_nonfinite"),
+        *(f"adam, {option}, eager" for option in EAGER_ONLY),
+        *("adam, plain", "amsgrad, plain", "yogi, plain, autograph", "yogi, plain, eager"),
         *("adam, plain, central", "yogi, plain, central"),
-        *(f"{optimizer}, plain, compiled" for optimizer in OPTIMIZERS),
+        *(f"{optimizer}, plain, compiled" for optimizer in OURS),
     ],
 )
 def test_equals_one_device_with_the_joint_gradient(results, case):
-    optimizer, option = case.split(", ")[:2]
-    options = {**OPTIONS, **EAGER_ONLY}[option]
-    expected = one_device(optimizer, options, joint(gradients()))
+    optimizer, option = case.removesuffix(", eager").split(", ", 1)
+    options = OPTIONS.get(option, {})
+    expected = one_device(optimizer, options, joint(replica_gradients()))
     assert_same_trajectory(distributed(results[case]), expected, SAME_OPERATIONS)
 
 
@@ -158,13 +165,13 @@ def test_clips_what_each_replica_has(results, optimizer, case):
         return [g * bound / max(norm, bound) for g, norm in zip(gradients, norms, strict=True)]
 
     steps = []
-    for row in gradients():
+    for row in replica_gradients():
         replicas = [clipped([g[replica] for g in dense(row)]) for replica in range(2)]
         steps.append([np.float32(a + b) for a, b in zip(*replicas, strict=True)])
     actual = distributed(results[f"{optimizer}, {case}"])
     # a norm is a float32 sum of up to 39 squares, taken in another order
     assert_same_trajectory(actual, one_device(optimizer, {}, steps), 1e-5)
-    sum_clipped = one_device(optimizer, CLIPPING[case], joint(gradients()))
+    sum_clipped = one_device(optimizer, CLIPPING[case], joint(replica_gradients()))
     with pytest.raises(AssertionError, match="is off by"):
         assert_same_trajectory(actual, sum_clipped, 0.01)
 
@@ -175,7 +182,7 @@ def test_equals_keras_adam_under_the_same_strategy(results, option):
     # Keras rounds β and computes 1 − β in float32: 1 − 0.999 is off by 1.3e-5, which is divided
     # out of v̂, but not out of v
     assert_same_trajectory(distributed(ours), distributed(theirs), 2e-5)
-    assert ours["iterations"] == theirs["iterations"] == len(gradients())
+    assert ours["iterations"] == theirs["iterations"] == len(replica_gradients())
 
 
 @pytest.mark.skipif(keras.version() >= "3.16", reason="seen with Keras 3.10 to 3.15")
@@ -183,8 +190,9 @@ def test_keras_adam_squares_the_pieces_of_an_embedding_row(results):
     """The contrast: rows that are repeated, inside a replica or across, part Keras's Adam from
     the formula: v of the table alone, and with it the table.
     """
-    formula = {"rule": "adam", "learning_rate": 0.05, "epsilon": 1e-3, "epsilon_hat": True}
-    expected = reference_trajectory(weights(), joint(gradients()), **formula)
+    adam = CASES["adam, defaults"].reference
+    reference = KerasReference([adam(w, epsilon=1e-3, epsilon_hat=True) for w in replica_weights()])
+    expected = reference_trajectory(reference, joint(replica_gradients()))
     actual = distributed(results["keras, embedding"])
     others, table = (
         [[v[:3] for v in t] for t in (actual, expected)],
@@ -198,18 +206,19 @@ def test_keras_adam_squares_the_pieces_of_an_embedding_row(results):
 @pytest.mark.parametrize(
     "case",
     [
-        *(f"{o}, skip_nonfinite" for o in OPTIMIZERS),
+        "amsgrad, skip_nonfinite",
+        "yogi, skip_nonfinite",
         *(f"yogi, skip_nonfinite, {how}" for how in ("autograph", "eager", "central")),
     ],
 )
 def test_a_faulty_gradient_on_one_replica_stops_all(results, case):
     result, optimizer = results[case], case.split(", ")[0]
     assert result["skipped_steps"] == len(FAULTS)
-    assert result["iterations"] == len(gradients()) - len(FAULTS)
+    assert result["iterations"] == len(replica_gradients()) - len(FAULTS)
     actual = distributed(result)
     for step in FAULTS:
         assert_same_trajectory([actual[step + 1]], [actual[step]], 0.0)
-    steps = [row for step, row in enumerate(joint(gradients())) if step not in FAULTS]
+    steps = [row for step, row in enumerate(joint(replica_gradients())) if step not in FAULTS]
     made = [state for step, state in enumerate(actual) if step - 1 not in FAULTS]
     assert_same_trajectory(made, one_device(optimizer, {}, steps), SAME_OPERATIONS)
 
@@ -222,7 +231,7 @@ def test_averages_of_the_weights(results, optimizer):
     for variable, actual in enumerate(results[case]["averages"]):
         expected = states[1][variable]["weights"]
         for state in states[2:]:
-            expected = 0.9 * expected + 0.1 * state[variable]["weights"]
+            expected = 0.75 * expected + 0.25 * state[variable]["weights"]
         # float32: 15 steps, two roundings each
         np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-7)
 
@@ -255,13 +264,13 @@ def assert_same_fit(actual, expected, tolerance=FIT_TOLERANCE):
 @pytest.mark.parametrize("name", ["adam", "yogi", "a NaN on one replica", "accumulation, eager"])
 def test_fit_equals_one_device_on_the_joint_batch(results, name):
     actual = results[f"fit, {name}"]
-    assert_same_fit(actual, cases.fit(ONE_DEVICE, name))
+    assert_same_fit(actual, cases.fit_case(ONE_DEVICE, name))
     assert actual["skipped_steps"] == (3 if name == "a NaN on one replica" else 0)
 
 
 @pytest.mark.parametrize("strategy", ["one device", "central"])
 def test_fit_under_other_strategies(results, strategy):
-    assert_same_fit(results[f"fit, yogi, {strategy}"], cases.fit(ONE_DEVICE, "yogi"))
+    assert_same_fit(results[f"fit, yogi, {strategy}"], cases.fit_case(ONE_DEVICE, "yogi"))
 
 
 @pytest.mark.parametrize("name", ["accumulation", "keras, accumulation"])
@@ -273,17 +282,17 @@ def test_saved_under_the_strategy_and_loaded_without(results, folder):
     saving = results["saving"]
     assert saving["distributed"]["skipped_steps"] == 3
     for form in FORMS:
-        model = cases.load(ONE_DEVICE, cases.saved_optimizer, form, folder / "distributed")
-        assert_same_fit(cases.state_of(model), saving["distributed"], tolerance=0)
-        assert_same_fit(cases.train(model, epochs=1), saving["distributed, trained on"])
+        model = load_model(ONE_DEVICE, cases.saved_optimizer, form, folder / "distributed")
+        assert_same_fit(end_of(model), saving["distributed"], tolerance=0)
+        assert_same_fit(fit_texts(model, epochs=1), saving["distributed, trained on"])
 
 
 def test_saved_without_a_strategy_and_loaded_under_one(results, folder):
     saving = results["saving"]
     for form in FORMS:
         assert_same_fit(saving["loaded"][form], saving["single"], tolerance=0)
-    model = cases.load(ONE_DEVICE, cases.saved_optimizer, "keras", folder / "single")
-    assert_same_fit(saving["loaded, trained on"], cases.train(model, epochs=1))
+    model = load_model(ONE_DEVICE, cases.saved_optimizer, "keras", folder / "single")
+    assert_same_fit(saving["loaded, trained on"], fit_texts(model, epochs=1))
 
 
 def test_warm_start_under_the_strategy(results):
@@ -296,7 +305,7 @@ def test_warm_start_under_the_strategy(results):
 def test_get_slot_everywhere(results):
     outside, *elsewhere = results["get_slot"]
     # two replicas with the gradient (1, 3) each: v = v₀ + (1 − β₂) (2² , 6²)
-    np.testing.assert_allclose(outside, 1e-6 + 0.001 * np.array([4.0, 36.0]), rtol=1e-6)
+    np.testing.assert_allclose(outside, 1e-6 + 0.1 * np.array([4.0, 36.0]), rtol=1e-6)
     assert elsewhere == [outside] * 3
 
 
@@ -312,12 +321,10 @@ def test_the_code_of_the_documentation(results):
 
 @pytest.fixture(scope="module")
 def under_a_parameter_server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parameters")
-    run("parameters", folder)
-    return Results(folder / "parameters.json")
+    return results_of("parameters", tmp_path_factory.mktemp("parameters"))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OURS)
 def test_asynchronous_workers_are_refused(under_a_parameter_server, optimizer):
     error = under_a_parameter_server.error(optimizer)
     assert error.startswith("ValueError: `strategy` must be one whose workers")

@@ -3,14 +3,14 @@
 import functools
 import re
 import shutil
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from reference import MODES, hard_gradients, initial_weights, trajectory
+from support.backend import MODES
+from support.processes import ROOT
+from support.training import hard_gradients, initial_weights, trajectory
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("logs/*.md")])
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)\s]+)\)")

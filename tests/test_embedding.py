@@ -4,7 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import MODES
+from support.backend import MODES
+from support.cases import CASES, CLIPPING, OPTIONS
+from support.comparison import snapshot
+from support.training import variables_of
 
 import keras_yogi
 
@@ -25,40 +28,41 @@ def sparse_gradient():
     return tf.IndexedSlices(tf.constant(PIECES), tf.constant(INDICES), tf.constant([ROWS, WIDTH]))
 
 
-OPTIMIZERS = {
-    "adam": lambda **k: keras_yogi.Adam(0.1, **k),
-    "amsgrad": lambda **k: keras_yogi.Adam(0.1, amsgrad=True, **k),
-    "yogi": lambda **k: keras_yogi.Yogi(0.1, **k),
-}
-OPTIONS = {
-    "plain": {},
-    "clipnorm": {"clipnorm": 0.5},
-    "clipvalue": {"clipvalue": 0.2},
-    "global_clipnorm": {"global_clipnorm": 0.5},
-    "weight decay": {"weight_decay": 0.1},
-    "loss scale": {"loss_scale_factor": 8.0},
-    "accumulation": {"gradient_accumulation_steps": 2},
-    "ema": {"use_ema": True},
-    "skip_nonfinite": {"skip_nonfinite": True},
-}
+# Every option with one optimizer, every mode with one option, every kind of optimizer in one mode.
+RUNS = [
+    *(
+        ("yogi", option, "graph")
+        for option in (
+            *CLIPPING,
+            "weight_decay",
+            "loss_scale_factor",
+            "accumulation",
+            "ema",
+            "skip_nonfinite",
+        )
+    ),
+    *(("yogi", "plain", mode) for mode in MODES),
+    ("yogi", "global_clipnorm", "xla"),
+    *((kind, "plain", "eager") for kind in ("adam", "amsgrad", "yogi, proximal")),
+]
 
 
-def after_steps(optimizer, gradient, mode, steps=4):
-    table = keras.Variable(np.ones((ROWS, WIDTH), "float32"))
-    bias = keras.Variable(np.zeros(2, "float32"))
-    optimizer.build([table, bias])
-    step = MODES[mode](lambda: optimizer.apply([gradient(), tf.ones(2)], [table, bias]))
+def after_steps(case, options, gradient, mode, steps=4):
+    variables = variables_of([np.ones((ROWS, WIDTH)), np.zeros(2)])
+    optimizer = case.optimizer(**options)
+    optimizer.build(variables)
+    step = MODES[mode](optimizer, variables)
     for _ in range(steps):
-        step()
-    return [v.numpy() for v in [table, bias, *optimizer.variables]]
+        step([gradient, tf.ones(2)])
+    return snapshot(optimizer, variables)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_sparse_gradient_is_its_dense_twin(optimizer, options, mode):
-    sparse = after_steps(optimizer(**options), sparse_gradient, mode)
-    dense = after_steps(optimizer(**options), lambda: tf.constant(dense_gradient()), mode)
+@pytest.mark.parametrize(("name", "option", "mode"), RUNS)
+def test_sparse_gradient_is_its_dense_twin(name, option, mode):
+    sparse, dense = (
+        after_steps(CASES[name], OPTIONS[option], gradient, mode)
+        for gradient in (sparse_gradient(), tf.constant(dense_gradient()))
+    )
     for ours, expected in zip(sparse, dense, strict=True):
         # float32: the pieces may be added in another order
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
@@ -86,52 +90,3 @@ def test_rows_may_leave_their_table_to_the_variable():
     optimizer = keras_yogi.Adam(beta_2=0.75)
     optimizer.apply([tf.IndexedSlices(tf.constant([[1.0], [2.0]]), tf.constant([1, 1]))], [table])
     np.testing.assert_array_equal(optimizer.get_slot(table, "velocity"), [[0.0], [2.25], [0.0]])
-
-
-VOCABULARY, LENGTH = 50, 12
-
-
-def tokens_and_labels():
-    """Frequent words come several times in a batch, as they do in text."""
-    random = np.random.default_rng(4)
-    words = np.minimum(random.zipf(1.3, size=(256, LENGTH)) - 1, VOCABULARY - 1)
-    return words.astype("int32"), (words == 0).mean(axis=1, keepdims=True).astype("float32")
-
-
-def fit(optimizer, first_layers, table):
-    words, labels = tokens_and_labels()
-    table_layer = first_layers[-1]
-    head = [keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1, kernel_initializer="ones")]
-    model = keras.Sequential([keras.Input((LENGTH,), dtype="int32"), *first_layers, *head])
-    table_layer.set_weights([table])
-    model.compile(optimizer, loss="mse")
-    model.fit(words, labels, batch_size=32, epochs=6, shuffle=False, verbose=0)
-    return table_layer.get_weights()[0]
-
-
-def twins(optimizer):
-    """The table after `fit`, as an Embedding and as one-hot and Dense."""
-    table = np.random.default_rng(5).normal(scale=0.05, size=(VOCABULARY, 8)).astype("float32")
-    one_hot = keras.layers.Lambda(
-        lambda words: keras.ops.one_hot(words, VOCABULARY), output_shape=(LENGTH, VOCABULARY)
-    )
-    embedding = fit(optimizer(), [keras.layers.Embedding(VOCABULARY, 8)], table)
-    dense = fit(optimizer(), [one_hot, keras.layers.Dense(8, use_bias=False)], table)
-    return embedding, dense, table
-
-
-@pytest.mark.parametrize("optimizer", [keras_yogi.Adam, keras_yogi.Yogi])
-def test_embedding_trains_like_its_one_hot_twin(optimizer):
-    # ε = 1e-3: with a smaller one, rounding decides where gradients are nearly zero
-    embedding, dense, table = twins(lambda: optimizer(0.01, epsilon=1e-3))
-    moved = np.abs(dense - table).max()
-    assert moved > 0.05
-    assert np.abs(embedding - dense).max() < 1e-4 * moved
-
-
-@pytest.mark.skipif(keras.version() >= "3.16", reason="recorded with Keras 3.10 to 3.15")
-def test_embedding_and_its_twin_part_under_keras_adam():
-    """The contrast, recorded: 0.0153 apart where the weights moved 0.128."""
-    embedding, dense, table = twins(lambda: keras.optimizers.Adam(0.01, epsilon=1e-3))
-    assert np.abs(embedding - dense).max() == pytest.approx(0.0153, rel=0.02)
-    assert np.abs(dense - table).max() == pytest.approx(0.128, rel=0.02)

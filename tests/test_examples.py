@@ -1,35 +1,26 @@
 """The examples, run as a user runs them, with --quick; and what their docs and the README claim."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from matplotlib import image
-from reference import Reference
+from support.processes import ROOT, run_python
+from support.reference import Reference
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import keras_yogi
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 OWN_TEST = {"compare", "multi_worker"}  # test_compare.py, test_multi_worker.py
 NAMES = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py") if path.stem not in OWN_TEST)
 
 
 def run_example(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments],
-        cwd=folder,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=600,
-    )
+    return run_python(EXAMPLES / f"{name}.py", *arguments, cwd=folder, CUDA_VISIBLE_DEVICES="")
 
 
 @pytest.fixture(scope="session")

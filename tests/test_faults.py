@@ -7,12 +7,13 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 
-import _training_job as jobs
 import keras
 import pytest
-from contract import assert_unchanged
+from support import training_job as jobs
+from support.comparison import assert_unchanged
+from support.models import EPOCHS, model_state
+from support.processes import environment, module_command
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,11 +35,11 @@ def permissions_bind():
 
 @pytest.fixture(scope="module")
 def run():
-    """Runs a job of _training_job in a process of its own and returns its exit code."""
-    command = [sys.executable, jobs.__file__, "serve"]
+    """Runs a job of support.training_job in a process of its own and returns its exit code."""
+    command = module_command("support.training_job", "serve")
     if os.geteuid() == 0 and permissions_bind():
         command = [*ORDINARY, *command]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
     with subprocess.Popen(command, **pipes) as server:
 
         def run(job, folder, kill=None, **arguments):
@@ -68,7 +69,7 @@ def test_a_training_killed_at_any_moment_ends_as_if_it_had_not_been(run, tmp_pat
 
 
 def restored_from_backup(folder):
-    model = jobs.compiled("yogi")
+    model = jobs.model_of("yogi")
     callback = jobs.backup(folder)
     callback.set_model(model)
     callback.on_train_begin()
@@ -76,7 +77,7 @@ def restored_from_backup(folder):
 
 
 def restored_from_manager(folder):
-    model = jobs.compiled("yogi")
+    model = jobs.model_of("yogi")
     model.optimizer.build(model.trainable_variables)
     assert jobs.manager(model, folder).restore_or_initialize()
     return model
@@ -84,7 +85,7 @@ def restored_from_manager(folder):
 
 LAST_GOOD = {
     "BackupAndRestore": restored_from_backup,
-    "ModelCheckpoint": lambda folder: keras.models.load_model(folder / f"{jobs.EPOCHS}.keras"),
+    "ModelCheckpoint": lambda folder: keras.models.load_model(folder / f"{EPOCHS}.keras"),
     "CheckpointManager": restored_from_manager,
     "TensorBoard": restored_from_backup,
 }
@@ -99,4 +100,4 @@ def test_the_last_good_checkpoint_outlives_a_failed_write(run, fault, writer, tm
     assert run("train_into_fault", tmp_path, writer=writer, fault=fault) == 0
     assert REASONS[fault] in (tmp_path / "error.txt").read_text()
     model = LAST_GOOD[writer](tmp_path / "written")
-    assert_unchanged(jobs.state(model), jobs.load_state(tmp_path / "last_good.npz"))
+    assert_unchanged(model_state(model), jobs.load_state(tmp_path / "last_good.npz"))

@@ -1,25 +1,25 @@
 """Warnings of keras_yogi.diagnose, with and without their fault, and figures of trainings."""
 
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from contract import regression, regression_model, train
-from figures import assert_figures
+from support.backend import ENGINES
+from support.figures import assert_figures
+from support.models import regression, regression_model
+from support.processes import run_python
+from support.training import take_steps
 
 import keras_yogi
 
 # Figures of trainings
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_figures_after_a_warm_start(fused):
-    optimizer = keras_yogi.Yogi(0.0625, fused=fused)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_figures_after_a_warm_start(engine):
+    optimizer = keras_yogi.Yogi(0.0625, **ENGINES[engine])
     model, (x, y) = regression_model(optimizer), regression()
     keras_yogi.warm_start(model, x, y)
     model.fit(x, y, batch_size=8, verbose=0)
@@ -49,14 +49,7 @@ def on_two_replicas():
 
 
 def test_under_mirrored_strategy():
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_CPUS],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_python("-c", TWO_CPUS)
     assert "the figures agree" in done.stdout, done.stderr[-3000:]
 
 
@@ -75,7 +68,7 @@ def embedding_of(optimizer, rows, touched, width=4, steps=3):
 
 def warnings_after(optimizer, weights, gradients, name="kernel"):
     variable = keras.Variable(np.asarray(weights, "float32"), name=name)
-    train(optimizer, [variable], [[np.asarray(g, "float32")] for g in gradients])
+    take_steps(optimizer, [variable], [[np.asarray(g, "float32")] for g in gradients])
     return keras_yogi.diagnose(optimizer).warnings
 
 
@@ -147,9 +140,9 @@ def test_warns_of_growth_since_an_earlier_report():
     ]:
         optimizer = make(1e-4, beta_2=0.9, epsilon=1e-12)
         variable = keras.Variable(WEIGHTS.astype("float32"), name="kernel")
-        train(optimizer, [variable], [[ALL_ONES]] * 3)
+        take_steps(optimizer, [variable], [[ALL_ONES]] * 3)
         earlier = keras_yogi.diagnose(optimizer)
-        train(optimizer, [variable], [[ALL_ONES * smaller]] * 220)
+        take_steps(optimizer, [variable], [[ALL_ONES * smaller]] * 220)
         assert keras_yogi.diagnose(optimizer).warnings == []
         found = keras_yogi.diagnose(optimizer, since=earlier).warnings
         assert len(found) == expected, (make, smaller, found)

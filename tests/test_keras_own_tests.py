@@ -4,13 +4,11 @@ Keras installs them from some version on; where it does not, there is nothing to
 """
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.processes import run_python
 
 OPTIMIZERS = Path(importlib.util.find_spec("keras").origin).parent / "src" / "optimizers"
 FILES = [OPTIMIZERS / f"{name}_test.py" for name in ("adam", "optimizer", "optimizer_sparse")]
@@ -22,19 +20,10 @@ ABOUT_ADAM = "AdamTest or OptimizerTest or (OptimizerSparseTest and _adam and no
 @pytest.mark.parametrize("fused", ["false", "true"])
 def test_keras_tests_pass_with_our_adam(fused, tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-c", tmp_path / "pytest.ini"),
-            *("-p", "_keras_yogi_in_place", "-p", "no:cacheprovider", "-k", ABOUT_ADAM, *FILES),
-        ],
-        env={
-            **os.environ,
-            "IN_PLACE_FUSED": fused,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
+    run = run_python(
+        *("-m", "pytest", "-q", "-c", tmp_path / "pytest.ini", "-p", "support.keras_yogi_in_place"),
+        *("-p", "no:cacheprovider", "-k", ABOUT_ADAM, *FILES),
+        IN_PLACE_FUSED=fused,
     )
     assert run.returncode == 0, run.stdout[-5000:]
     made = int(re.search(r"(\d+) optimizers made", run.stdout)[1])

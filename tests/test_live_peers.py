@@ -7,12 +7,10 @@ import importlib
 from importlib import metadata
 
 import pytest
-from golden.cases import CASES
-from golden.formulas import Formula, trajectory
-from golden.recordings import MANIFEST, TOLERANCE, Recording, differences
 from record_peers import PEERS, installed, record, recordable
-
-BY_NAME = {name: case for case in CASES for name in case.names}
+from support.peer_formulas import PeerFormula, peer_trajectory
+from support.recorded_runs import RUN_OF
+from support.recordings import MANIFEST, RECORDED_TOLERANCE, Recording, differences
 
 
 def needs(library):
@@ -26,15 +24,15 @@ def live_runs():
 @pytest.mark.parametrize(("library", "name"), live_runs())
 def test_library_computes_what_was_recorded_and_so_do_we(library, name):
     recorded, live = Recording.load(name), record(library, name)
-    tolerance = TOLERANCE[recorded.dtype]
+    tolerance = RECORDED_TOLERANCE[recorded.dtype]
     drift = differences(live.trajectory, recorded.trajectory)
     assert max(drift.values()) <= tolerance, (
         f"{library} {metadata.version(library)} no longer computes what was recorded with "
         f"{MANIFEST[name]['versions']}: {drift}"
     )
-    ours, theirs = BY_NAME[name].formula(name), Formula.of(name)
-    explained = trajectory(ours, live) if ours != theirs else live.trajectory
-    off = differences(BY_NAME[name].run(live), explained)
+    ours, theirs = RUN_OF[name].formula(name), PeerFormula.of(name)
+    explained = peer_trajectory(ours, live) if ours != theirs else live.trajectory
+    off = differences(RUN_OF[name].run(live), explained)
     assert max(off.values()) <= tolerance, off
 
 

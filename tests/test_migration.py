@@ -7,7 +7,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from tfa_files import CONFIG, GOLDEN, dense, golden_copy, my_error, wrapped
+from support.tfa_files import CONFIG, GOLDEN, dense, golden_copy, my_error, wrapped
 
 import keras_yogi
 from keras_yogi.migration import load_tfa

@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from tfa_files import CONFIG, SCHEDULE, YOGI
+from support.tfa_files import CONFIG, SCHEDULE, YOGI
 
 import keras_yogi
 from keras_yogi.migration import load_tfa

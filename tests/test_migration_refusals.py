@@ -6,7 +6,7 @@ import tempfile
 import keras
 import numpy as np
 import pytest
-from tfa_files import CONFIG, GOLDEN, YOGI, dense, golden_copy, my_error, wrapped
+from support.tfa_files import CONFIG, GOLDEN, YOGI, dense, golden_copy, my_error, wrapped
 
 from keras_yogi.migration import load_tfa
 

@@ -11,20 +11,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import _distribute_cases as cases
 import numpy as np
 import pytest
 import tensorflow as tf
-from _distribute_cases import EXAMPLE, free_ports
-from distribute_training import FAULTS, OPTIONS, gradients
-from reference import assert_same_trajectory
+from support.cases import OPTIONS
+from support.comparison import assert_same_trajectory
+from support.distribute_cases import EXAMPLE, WORKER_LOOPS, free_ports
+from support.distribute_training import FAULTS, replica_gradients
+from support.processes import HANG, environment
 from test_distribute import SAME_OPERATIONS, Results, distributed, joint, one_device
-
-PATIENCE = 300  # seconds; a process that hangs is ended then
 
 
 @contextlib.contextmanager
-def running(log: Path, *command: object, **environment: str) -> Iterator[subprocess.Popen]:
+def running(log: Path, *command: object, **variables: str) -> Iterator[subprocess.Popen]:
     """A Python process, of which nothing is left afterwards, nor of the processes it has started:
     they are one process group.
     """
@@ -33,7 +32,7 @@ def running(log: Path, *command: object, **environment: str) -> Iterator[subproc
             [sys.executable, *map(str, command)],
             stdout=file,
             stderr=file,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
+            env=environment(**variables),
             start_new_session=True,
         )
         try:
@@ -49,13 +48,13 @@ def run_example(folder: Path, epochs: int, workers: int = 2) -> str:
     log = folder.with_suffix(".log")
     arguments = ("--folder", folder, "--epochs", epochs, "--workers", workers)
     with running(log, EXAMPLE, *arguments) as process:
-        code = process.wait(PATIENCE)
+        code = process.wait(HANG)
     assert code == 0, log.read_text()
     return log.read_text()
 
 
 def wait_until(holds) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + HANG
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -102,7 +101,7 @@ def killed(tmp_path_factory):
         wait_until((folder / "worker-0" / "checkpoint").exists)
         pids = worker_pids(log)
         os.kill(pids[1], signal.SIGKILL)
-        assert launcher.wait(PATIENCE) == 1
+        assert launcher.wait(HANG) == 1
         assert_gone(pids)
     assert f"Worker 1 has failed ({-signal.SIGKILL})" in log.read_text()
     return folder
@@ -151,7 +150,7 @@ def test_a_launcher_that_is_ended_ends_its_workers(tmp_path):
     with running(log, EXAMPLE, "--folder", tmp_path / "run") as launcher:
         wait_until(lambda: len(worker_pids(log)) == 2)
         launcher.terminate()
-        assert launcher.wait(PATIENCE) == 1
+        assert launcher.wait(HANG) == 1
         assert_gone(worker_pids(log))
 
 
@@ -168,7 +167,7 @@ def test_a_launcher_that_is_ended_ends_its_workers(tmp_path):
 def test_mistakes_on_the_command_line(arguments, config, message, tmp_path):
     log = tmp_path / "log"
     with running(log, EXAMPLE, *arguments, TF_CONFIG=config) as process:
-        assert process.wait(PATIENCE) == 2
+        assert process.wait(HANG) == 2
     assert message in " ".join(log.read_text().split())
 
 
@@ -184,20 +183,20 @@ def results(tmp_path_factory):
         processes = []
         for index in range(2):
             config = {"cluster": cluster, "task": {"type": "worker", "index": index}}
-            command = (cases.__file__, "worker", folder)
+            command = ("-m", "support.distribute_cases", "worker", folder)
             worker = running(folder / f"{index}.log", *command, TF_CONFIG=json.dumps(config))
             processes.append(stack.enter_context(worker))
-        codes = [process.wait(PATIENCE) for process in processes]
+        codes = [process.wait(HANG) for process in processes]
     assert codes == [0, 0], (folder / "0.log").read_text()
-    return [Results(folder / f"worker-{index}.json") for index in range(2)]
+    return [Results(folder / f"worker-{index}.jsonl") for index in range(2)]
 
 
-@pytest.mark.parametrize("case", cases.WORKER_LOOPS)
+@pytest.mark.parametrize("case", WORKER_LOOPS)
 def test_equals_one_device_with_the_joint_gradient(results, case):
     first, second = (worker[case] for worker in results)
     assert first == second
     optimizer, option = case.split(", ")
-    actual, steps = distributed(first), joint(gradients())
+    actual, steps = distributed(first), joint(replica_gradients())
     if option == "skip_nonfinite":
         assert first["skipped_steps"] == len(FAULTS)
         steps = [row for step, row in enumerate(steps) if step not in FAULTS]

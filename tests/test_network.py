@@ -1,7 +1,6 @@
 """Nothing is looked up or connected to: not at import, and not in training."""
 
-import subprocess
-import sys
+from support.processes import run_python
 
 CODE = """
 import sys
@@ -26,9 +25,7 @@ model.fit(np.ones((8, 3)), np.ones((8, 1)), verbose=0)
 
 
 def run(code):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
-    )
+    return run_python("-c", code)
 
 
 def test_import_and_training_open_no_connection():

@@ -1,61 +1,61 @@
 """Whoever used Adam or Yogi elsewhere gets their numbers back, and where not, it is known why.
 
-`golden/` holds what other implementations computed; `golden/cases.py` says with which arguments
-keras_yogi computes the same, or in what it differs on purpose. `docs/variants.md` is for readers.
+`golden/` holds what other implementations computed; `support/recorded_runs.py` says with which
+arguments keras_yogi computes the same, or in what it differs on purpose. `docs/variants.md` is for
+readers.
 """
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import record_peers
-from golden.cases import BETAS, CASES, Case, stored_as_float32
-from golden.formulas import Formula, trajectory
-from golden.recordings import MANIFEST, TOLERANCE, Recording, differences
-from golden.replay import RecordedRates, replay
 from keras import ops
+from support.peer_formulas import PeerFormula, peer_trajectory
+from support.processes import ROOT, TESTS
+from support.recorded_runs import BETAS, RECORDED_RUNS, RUN_OF, RecordedRun, stored_as_float32
+from support.recordings import MANIFEST, RECORDED_TOLERANCE, Recording, differences
+from support.replay import RecordedRates, replay
 
 import keras_yogi
 
-PAGE = (Path(__file__).parent.parent / "docs" / "variants.md").read_text("utf-8")
-BY_NAME = {name: case for case in CASES for name in case.names}
+PAGE = (ROOT / "docs" / "variants.md").read_text("utf-8")
 
 
 def assert_apart(found: dict[str, float], expected: dict[str, float], dtype: str) -> None:
     """Each quantity differs by what is expected (to 5 %, the figures have two digits), or not."""
-    tolerance = TOLERANCE[dtype]
+    tolerance = RECORDED_TOLERANCE[dtype]
     for kind, difference in found.items():
         pinned = pytest.approx(expected.get(kind, 0.0), rel=0.05, abs=tolerance)
         assert difference == pinned, f"{kind}: {found}"
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", RUN_OF)
 def test_recorded_numbers_come_back(name):
-    case, recording = BY_NAME[name], Recording.load(name)
-    theirs, ours = Formula.of(name), case.formula(name)
+    case, recording = RUN_OF[name], Recording.load(name)
+    theirs, ours = PeerFormula.of(name), case.formula(name)
     run = case.run(recording)
 
     # What they computed is their formula, and what we compute is ours ...
-    explained = differences(trajectory(theirs, recording), recording.trajectory)
+    explained = differences(peer_trajectory(theirs, recording), recording.trajectory)
     assert_apart(explained, {}, recording.dtype)
-    assert_apart(differences(run, trajectory(ours, recording)), {}, recording.dtype)
+    assert_apart(differences(run, peer_trajectory(ours, recording)), {}, recording.dtype)
     # ... which are the same, but for what is told to be different.
     apart = {} if ours == theirs else case.apart
     assert_apart(differences(run, recording.trajectory), apart, recording.dtype)
     if recording.dtype == "float64":
         for kind in apart:
-            assert differences(run, recording.trajectory)[kind] > 10 * TOLERANCE["float64"]
+            assert differences(run, recording.trajectory)[kind] > 10 * RECORDED_TOLERANCE["float64"]
 
 
 def test_every_recording_is_compared():
-    files = {path.stem for path in Path(__file__).parent.glob("golden/*.npz")}
+    files = {path.stem for path in TESTS.glob("golden/*.npz")}
     assert files == set(MANIFEST)
-    assert files - set(BY_NAME) == {"tfa_migration"}  # below
-    assert all(case.names for case in CASES)
-    assert len(BY_NAME) == sum(len(case.names) for case in CASES)
+    assert files - set(RUN_OF) == {"tfa_migration"}  # below
+    assert all(case.names for case in RECORDED_RUNS)
+    assert len(RUN_OF) == sum(len(case.names) for case in RECORDED_RUNS)
 
 
 @pytest.mark.parametrize(("mode", "fused"), [("eager", "auto"), ("xla", "auto"), ("graph", False)])
@@ -63,9 +63,11 @@ def test_every_recording_is_compared():
     "name", ["textbook_adam__f64", "tfa_yogi_l1l2__f32", "keras3_adam_sparse_unique__f32"]
 )
 def test_recorded_numbers_come_back_in_other_modes(name, mode, fused):
-    case, recording = BY_NAME[name], Recording.load(name)
+    case, recording = RUN_OF[name], Recording.load(name)
     run = case.run(recording, mode, fused=fused)
-    assert_apart(differences(run, trajectory(case.formula(name), recording)), {}, recording.dtype)
+    assert_apart(
+        differences(run, peer_trajectory(case.formula(name), recording)), {}, recording.dtype
+    )
 
 
 WRONG = {
@@ -89,7 +91,7 @@ IN_FLOAT64_ALONE = ("beta_2 not rounded to float32",)
 
 def assert_told_apart(run, recording):
     off = differences(run, recording.trajectory)
-    assert max(off.values()) > 3 * TOLERANCE[recording.dtype], off
+    assert max(off.values()) > 3 * RECORDED_TOLERANCE[recording.dtype], off
 
 
 @pytest.mark.parametrize(
@@ -99,19 +101,19 @@ def assert_told_apart(run, recording):
 def test_wrong_variant_is_told_apart(wrong, dtype):
     setting, changed = WRONG[wrong]
     recording = Recording.load(f"{setting}__{dtype}")
-    assert_told_apart(BY_NAME[recording.name].run(recording, **changed), recording)
+    assert_told_apart(RUN_OF[recording.name].run(recording, **changed), recording)
 
 
 @pytest.mark.parametrize("peer", ["optax_yogi_lr1e-2", "torch_optimizer_yogi_default"])
 def test_momentum_from_zero_is_told_apart(peer):
     recording = Recording.load(f"{peer}__f64")
-    case = replace(BY_NAME[recording.name], initial_slots={})
+    case = replace(RUN_OF[recording.name], initial_slots={})
     assert_told_apart(case.run(recording), recording)
 
 
 def test_adam_in_the_place_of_yogi_is_told_apart():
     recording = Recording.load("textbook_yogi__f64")
-    case = Case("textbook_yogi", keras_yogi.Adam, 0.01, {"epsilon": 1e-3})
+    case = RecordedRun("textbook_yogi", keras_yogi.Adam, 0.01, {"epsilon": 1e-3})
     assert_told_apart(case.run(recording), recording)
 
 
@@ -120,7 +122,7 @@ def test_adam_in_the_place_of_yogi_is_told_apart():
 
 def test_training_with_tfa_is_repeated_and_resumed():
     """`fit` in TensorFlow Addons, 20 steps, then 10 more from what was saved."""
-    with np.load(Path(__file__).parent / "golden" / "tfa_migration.npz") as arrays:
+    with np.load(TESTS / "golden" / "tfa_migration.npz") as arrays:
         run = dict(arrays)
 
     def compiled(stage: str) -> keras.Model:
@@ -148,7 +150,7 @@ def test_training_with_tfa_is_repeated_and_resumed():
     def assert_close(actual, expected):
         # The gradients, too, are computed in float32, and depend on the weights.
         np.testing.assert_allclose(
-            actual, expected, rtol=0, atol=TOLERANCE["float32"] * np.abs(expected).max()
+            actual, expected, rtol=0, atol=RECORDED_TOLERANCE["float32"] * np.abs(expected).max()
         )
 
     model = compiled("init")
@@ -204,14 +206,14 @@ class StepsInPython(keras.optimizers.Optimizer):
 def test_steps_counted_in_python_stand_still_in_a_graph(mode, frozen):
     """tf.function, and with it `fit`, runs the Python code once, with t = 1."""
     recording = Recording.load("textbook_yogi__f64")
-    formula = Formula.of(recording.name)
+    formula = PeerFormula.of(recording.name)
     if frozen:
         formula = replace(formula, bias_correction="first step")
     run = replay(StepsInPython(RecordedRates(recording)), recording, mode=mode)
-    assert_apart(differences(run, trajectory(formula, recording)), {}, "float64")
+    assert_apart(differences(run, peer_trajectory(formula, recording)), {}, "float64")
     apart = {"param": 0.94} if frozen else {}
     assert_apart(differences(run, recording.trajectory), apart, "float64")
-    ours = BY_NAME[recording.name].run(recording, mode)
+    ours = RUN_OF[recording.name].run(recording, mode)
     assert_apart(differences(ours, recording.trajectory), {}, "float64")
 
 
@@ -224,7 +226,7 @@ def test_textbook_snippet_loses_weights_without_a_first_gradient():
         snippet = recording.weights["kernel"] - 0.01 * (m / 0.1) / np.sqrt(v / 0.001) + 1e-6
     np.testing.assert_array_equal(np.isnan(snippet), g == 0)
     assert 5 < np.isnan(snippet).sum() < g.size
-    ours = BY_NAME[recording.name].run(recording)["param_kernel"][1]
+    ours = RUN_OF[recording.name].run(recording)["param_kernel"][1]
     np.testing.assert_array_equal(ours[g == 0], recording.weights["kernel"][g == 0])
 
 
@@ -250,7 +252,7 @@ def table_lines() -> dict[str, str]:
 @pytest.mark.parametrize("setting", table_lines())
 def test_code_line_of_the_page_has_the_arguments_of_the_case(setting):
     line = eval(table_lines()[setting], {"keras_yogi": keras_yogi})
-    (case,) = [case for case in CASES if case.recording == setting]
+    (case,) = [case for case in RECORDED_RUNS if case.recording == setting]
     meant = case.optimizer(case.learning_rate, **case.arguments)
     # 1e-7: the line has 0.9 where TensorFlow Addons has 0.9 rounded to float32.
     approximately = {
@@ -278,5 +280,5 @@ def test_snippets_of_the_page_run():
     # The one for Algorithm 2 of the paper, which has no bias correction.
     recording = Recording.load("tfa_yogi_default__f32")
     run = replay(namespace["paper"], recording)
-    formula = Formula("yogi", 0.9, 0.999, 1e-3, epsilon_hat=True, bias_correction="none")
-    assert_apart(differences(run, trajectory(formula, recording)), {}, "float32")
+    formula = PeerFormula("yogi", 0.9, 0.999, 1e-3, epsilon_hat=True, bias_correction="none")
+    assert_apart(differences(run, peer_trajectory(formula, recording)), {}, "float32")

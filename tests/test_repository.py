@@ -2,14 +2,14 @@
 
 import ast
 import re
+import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+from support.processes import ROOT
 
 import keras_yogi
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -33,19 +33,93 @@ def test_changelog_knows_the_version():
     assert f"## {keras_yogi.__version__}" in changelog
 
 
-MODULES = sorted((ROOT / "keras_yogi").rglob("*.py"))
+PACKAGE = ROOT / "keras_yogi"
+MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 
 
-def lines_of_code(function):
-    """Without the docstring, which is as long as it has to be."""
-    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
-    return function.end_lineno - body[0].lineno + 1 if body else 0
+def imported(path):
+    """Full names of the modules, and of the names in them, that a file of the package imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = path.parent.relative_to(ROOT).parts[
+                : None if node.level < 2 else 1 - node.level
+            ]
+            module = ".".join([*(package if node.level else ()), *filter(None, [node.module])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_modules_and_functions_are_short(path):
-    source = path.read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 300
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef):
-            assert lines_of_code(node) <= 50, node.name
+def is_of(name, *modules):
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+# Which parts of the package a module may import; whatever else there is, it does not know.
+MAY_IMPORT = {
+    "checks.py": ["row_gradients"],
+    "rules.py": ["checks"],
+    "row_gradients.py": ["checks"],
+    "nonfinite.py": ["row_gradients", "checks"],
+    "engines/": ["rules", "row_gradients", "checks", "engines"],
+}
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_lower_parts_know_no_higher_ones(part):
+    """No engine knows an optimizer, no rule an engine."""
+    paths = [path for name, path in MODULES.items() if name.startswith(part)]
+    assert paths
+    allowed = {f"keras_yogi.{module}" for module in MAY_IMPORT[part]}
+    for path in paths:
+        ours = {name for name in imported(path) if is_of(name, "keras_yogi")}
+        assert {name for name in ours if not is_of(name, *allowed)} == set(), path
+
+
+def test_a_rule_is_made_of_keras_ops():
+    outside = {name for name in imported(PACKAGE / "rules.py") if not is_of(name, "keras_yogi")}
+    standard = {name for name in outside if name.partition(".")[0] in sys.stdlib_module_names}
+    assert outside - standard == {"keras.ops"}
+
+
+def test_the_import_rule_sees_every_form(tmp_path, monkeypatch):
+    """Or else it could not fail."""
+    path = PACKAGE / "engines" / "seen.py"
+    code = "import keras_yogi.a\nfrom keras_yogi import b\nfrom ..c import d\nfrom . import e\n"
+    monkeypatch.setattr(type(path), "read_text", lambda self, **_: code)
+    assert imported(path) == {f"keras_yogi.{name}" for name in ("a", "b", "c.d", "engines.e")}
+
+
+# What only Keras's own code is promised. Where nothing public gives the same, one file may use it.
+PRIVATE = {
+    "_apply_weight_decay",
+    "_backend_update_step",
+    "_clip_gradients",
+    "_get_variable_index",
+    "_learning_rate",
+    "_model_variables_moving_average",
+    "_momentums",
+    "_trainable_variables",
+    "_track_variable",
+    "_var_key",
+    "_velocities",
+    "_velocity_hats",
+}
+MAY_USE_PRIVATE = re.compile(r"optimizers/base\.py|statistics/\w+\.py")
+
+
+def private_names(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    return PRIVATE & (attributes | functions | {t for t in texts if isinstance(t, str)})
+
+
+def test_underscore_names_of_keras_are_in_two_files():
+    """The optimizer's, and the one of the statistics that reads the slots of other optimizers."""
+    users = {name for name, path in MODULES.items() if private_names(path)}
+    assert "optimizers/base.py" in users
+    assert {name for name in users if not MAY_USE_PRIVATE.fullmatch(name)} == set()
+    assert len([name for name in users if name.startswith("statistics/")]) <= 1

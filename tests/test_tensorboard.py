@@ -1,98 +1,36 @@
 """keras_yogi.TensorBoard: event files read back, and training that it does not change."""
 
 import re
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from figures import ROUNDING, by_hand
+from support.figures import ROUNDING, by_hand
+from support.tensorboard_runs import (
+    HISTOGRAMS,
+    OF_LAYERS,
+    PAGES,
+    SCALARS,
+    VARIABLES,
+    events,
+    fit_lookups,
+    lookup_model,
+    lookups,
+    scalars,
+    tags,
+)
 
 import keras_yogi
 from keras_yogi.callbacks import run_pages
 from keras_yogi.diagnostics.gauge import FIGURES
 
-LAYERS = {
-    "embed": ["embed/embeddings"],
-    "hidden": ["hidden/kernel", "hidden/bias"],
-    "out": ["out/kernel", "out/bias"],
-}
-VARIABLES = [variable for of_layer in LAYERS.values() for variable in of_layer]
-OF_MODEL = ["learning_rate", *FIGURES, "skipped_steps", "untouched_rows"]
-SCALARS = {f"optimizer/{figure}" for figure in OF_MODEL}
-OF_LAYERS = {
-    *(f"optimizer_layers/{variable}/{figure}" for variable in VARIABLES for figure in FIGURES),
-    "optimizer_layers/embed/embeddings/untouched_rows",
-}
-HISTOGRAMS = {
-    f"optimizer_layers/{layer}/log10_{what}"
-    for layer in LAYERS
-    for what in ("effective_learning_rate", "root_velocity", "update")
-}
-PAGES = {
-    "optimizer/config",
-    "_hparams_/experiment",
-    "_hparams_/session_start_info",
-    "_hparams_/session_end_info",
-    "custom_scalars__config__",
-}
-
-
-def data():
-    random = np.random.default_rng(0)
-    x = random.integers(0, 20, (48, 3))
-    return x, np.sin(x.sum(axis=1, keepdims=True)).astype("float32")
-
-
-def compiled(optimizer, dropout=0.0):
-    keras.utils.set_random_seed(1)
-    model = keras.Sequential(
-        [
-            keras.Input((3,), dtype="int32"),
-            keras.layers.Embedding(30, 4, name="embed"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(5, activation="tanh", name="hidden"),
-            keras.layers.Dropout(dropout),
-            keras.layers.Dense(1, name="out"),
-        ]
-    )
-    model.compile(optimizer, loss="mse", metrics=["mae"])
-    return model
-
-
-def fit(model, callback, epochs=2, **arguments):
-    """Three batches an epoch."""
-    arguments = {"batch_size": 16, "verbose": 0, **arguments}
-    return model.fit(*data(), epochs=epochs, callbacks=[callback], **arguments)
-
-
-def events(folder):
-    """What the event files of a folder hold: (tag, plugin) → {step: value}, in order."""
-    found = {}
-    for path in sorted(Path(folder).glob("events.out.tfevents.*")):
-        for record in tf.data.TFRecordDataset(str(path)):
-            event = tf.compat.v1.Event.FromString(record.numpy())
-            for value in event.summary.value:
-                key = value.tag, value.metadata.plugin_data.plugin_name
-                number = tf.make_ndarray(value.tensor) if value.HasField("tensor") else None
-                found.setdefault(key, []).append((event.step, number))
-    return found
-
-
-def tags(folder, plugin=None):
-    return {tag for tag, kind in events(folder) if plugin in (None, kind)}
-
-
-def scalars(folder, tag):
-    return {step: value.item() for step, value in events(folder)[tag, "scalars"]}
-
 
 @pytest.mark.parametrize("optimizer_class", [keras_yogi.Adam, keras_yogi.Yogi])
 @pytest.mark.parametrize("fused", [True, False])
 def test_tags_values_and_steps_of_epochs(optimizer_class, fused, tmp_path):
-    model = compiled(optimizer_class(0.0625, fused=fused))
-    fit(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=1))
+    model = lookup_model(optimizer_class(0.0625, fused=fused))
+    fit_lookups(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=1))
     assert tags(tmp_path, "scalars") == SCALARS | OF_LAYERS
     assert tags(tmp_path, "histograms") == HISTOGRAMS
     assert tags(tmp_path) == SCALARS | OF_LAYERS | HISTOGRAMS | PAGES
@@ -109,7 +47,7 @@ def test_tags_values_and_steps_of_epochs(optimizer_class, fused, tmp_path):
             last = scalars(tmp_path, f"optimizer_layers/{variable}/{figure}")[1]
             assert last == pytest.approx(of_variable[figure], rel=ROUNDING), (variable, figure)
     assert scalars(tmp_path, "optimizer/learning_rate") == {0: 0.0625, 1: 0.0625}
-    untouched = 30 - len(np.unique(data()[0]))
+    untouched = 30 - len(np.unique(lookups()[0]))
     assert scalars(tmp_path, "optimizer/untouched_rows") == {0: untouched, 1: untouched}
 
 
@@ -120,9 +58,9 @@ def test_what_keras_writes_is_as_keras_writes_it(tmp_path):
         "keras": keras.callbacks.TensorBoard,
     }.items():
         folder = tmp_path / name
-        model = compiled(keras_yogi.Yogi(0.0625))
+        model = lookup_model(keras_yogi.Yogi(0.0625))
         callback = callback_class(str(folder), 1, update_freq=2)
-        fit(model, callback, validation_split=1 / 3, shuffle=False)
+        fit_lookups(model, callback, validation_split=1 / 3, shuffle=False)
         contents.append([events(folder / part) for part in ("train", "validation")])
     for ours, theirs in zip(*contents, strict=True):
         # Keras's histograms are named after a model's number.
@@ -135,10 +73,10 @@ def test_what_keras_writes_is_as_keras_writes_it(tmp_path):
 
 @pytest.mark.parametrize(("frequency", "steps"), [("batch", [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6])])
 def test_steps_of_batches(frequency, steps, tmp_path):
-    model = compiled(keras_yogi.Yogi(0.0625))
+    model = lookup_model(keras_yogi.Yogi(0.0625))
     # Keras's `update_freq` has no say in it.
     callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq=frequency, update_freq=100)
-    fit(model, callback)
+    fit_lookups(model, callback)
     found = events(tmp_path)
     for tag in SCALARS | OF_LAYERS:
         assert [step for step, _ in found[tag, "scalars"]] == steps
@@ -152,7 +90,7 @@ def test_steps_of_batches(frequency, steps, tmp_path):
 @pytest.mark.parametrize("fused", [True, False])
 def test_every_batch_is_seen_as_it_was(fused, tmp_path):
     """Ten looks at a time are written, after later steps have changed what they were taken of."""
-    model = compiled(keras_yogi.Adam(0.0625, fused=fused))
+    model = lookup_model(keras_yogi.Adam(0.0625, fused=fused))
     expected, written = [], []
 
     def compute(batch, logs):
@@ -162,7 +100,7 @@ def test_every_batch_is_seen_as_it_was(fused, tmp_path):
 
     callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
     by_batch = keras.callbacks.LambdaCallback(on_train_batch_end=compute)
-    model.fit(*data(), batch_size=4, callbacks=[callback, by_batch], verbose=0)
+    model.fit(*lookups(), batch_size=4, callbacks=[callback, by_batch], verbose=0)
     assert written == [0, 10, 10]
     for figure in FIGURES:
         found = scalars(tmp_path, f"optimizer/{figure}")
@@ -173,14 +111,14 @@ def test_every_batch_is_seen_as_it_was(fused, tmp_path):
 
 def test_without_variables(tmp_path):
     callback = keras_yogi.TensorBoard(tmp_path, per_variable=False)
-    fit(compiled(keras_yogi.Adam()), callback)
+    fit_lookups(lookup_model(keras_yogi.Adam()), callback)
     assert tags(tmp_path, "scalars") == SCALARS
     assert "custom_scalars__config__" not in tags(tmp_path)
 
 
 def test_histograms_count_the_weights_of_a_layer(tmp_path):
-    model = compiled(keras_yogi.Yogi(0.0625))
-    fit(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=2), epochs=3)
+    model = lookup_model(keras_yogi.Yogi(0.0625))
+    fit_lookups(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=2), epochs=3)
     found = events(tmp_path)
     hidden = model.get_layer("hidden").trainable_variables
     values = []
@@ -202,15 +140,17 @@ def test_histograms_count_the_weights_of_a_layer(tmp_path):
 
 
 def test_histograms_leave_out_what_has_no_logarithm(tmp_path):
-    model = compiled(keras_yogi.Adam(0.0625))
-    fit(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=1), epochs=1)
+    model = lookup_model(keras_yogi.Adam(0.0625))
+    fit_lookups(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=1), epochs=1)
     ((_, buckets),) = events(tmp_path)["optimizer_layers/embed/log10_update", "histograms"]
-    assert buckets[:, 2].sum() == 4 * len(np.unique(data()[0]))
+    assert buckets[:, 2].sum() == 4 * len(np.unique(lookups()[0]))
 
 
 def test_the_configuration_page(tmp_path):
     schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
-    fit(compiled(keras_yogi.Yogi(schedule, fused=True)), keras_yogi.TensorBoard(tmp_path))
+    fit_lookups(
+        lookup_model(keras_yogi.Yogi(schedule, fused=True)), keras_yogi.TensorBoard(tmp_path)
+    )
     ((step, page),) = events(tmp_path)["optimizer/config", "text"]
     page = page.item().decode()
     assert step == 0
@@ -252,18 +192,18 @@ def test_training_is_bitwise_the_same(optimizer_class, fused, tmp_path):
         keras_yogi.TensorBoard(tmp_path, 1, optimizer_freq="batch"),
         keras_yogi.TensorBoard(tmp_path, 1),
     ):
-        model = compiled(optimizer_class(0.0625, fused=fused), dropout=0.5)
-        fit(model, callback, epochs=3)
-        model.fit(*data(), batch_size=16, verbose=0)  # nothing has been left behind
+        model = lookup_model(optimizer_class(0.0625, fused=fused), dropout=0.5)
+        fit_lookups(model, callback, epochs=3)
+        model.fit(*lookups(), batch_size=16, verbose=0)  # nothing has been left behind
         states.append([v.numpy().tobytes() for v in [*model.variables, *model.optimizer.variables]])
     assert states[0] == states[1] == states[2]
 
 
 def test_a_callback_can_be_used_again(tmp_path):
     callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
-    fit(compiled(keras_yogi.Adam(0.25)), callback, epochs=1)
-    model = compiled(keras_yogi.Yogi(0.5))
-    fit(model, callback, epochs=1)
+    fit_lookups(lookup_model(keras_yogi.Adam(0.25)), callback, epochs=1)
+    model = lookup_model(keras_yogi.Yogi(0.5))
+    fit_lookups(model, callback, epochs=1)
     rates = [value for _, value in events(tmp_path)["optimizer/learning_rate", "scalars"]]
     assert rates == [0.25] * 3 + [0.5] * 3
     assert len(events(tmp_path)["_hparams_/session_start_info", "hparams"]) == 2

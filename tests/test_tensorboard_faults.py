@@ -2,23 +2,28 @@
 
 import gc
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import keras
 import pytest
 import tensorflow as tf
-from test_tensorboard import compiled, data, events, fit, scalars
+from support.processes import run_python
+from support.tensorboard_runs import (
+    events,
+    fit_lookups,
+    lookup_model,
+    lookups,
+    scalars,
+)
 
 import keras_yogi
 
 
 def trained(*callbacks, epochs=1):
     """A model after so many epochs of three batches, and a fault or none."""
-    model = compiled(keras_yogi.Adam(0.0625))
-    model.fit(*data(), batch_size=16, epochs=epochs, callbacks=[*callbacks], verbose=0)
+    model = lookup_model(keras_yogi.Adam(0.0625))
+    model.fit(*lookups(), batch_size=16, epochs=epochs, callbacks=[*callbacks], verbose=0)
     return model
 
 
@@ -45,14 +50,14 @@ def test_two_runs_write_into_one_folder(tmp_path):
 def assert_refused_as_in_keras(folder):
     errors = []
     for callback_class in (keras.callbacks.TensorBoard, keras_yogi.TensorBoard):
-        model = compiled(keras_yogi.Adam(0.0625))
+        model = lookup_model(keras_yogi.Adam(0.0625))
         before = [w.tobytes() for w in model.get_weights()]
         with pytest.raises(tf.errors.OpError) as raised:
-            fit(model, callback_class(str(folder)), epochs=1)
+            fit_lookups(model, callback_class(str(folder)), epochs=1)
         errors.append(type(raised.value))
         assert str(folder.parent) in str(raised.value)
         assert before == [w.tobytes() for w in model.get_weights()]
-        model.fit(*data(), batch_size=16, verbose=0)  # it can be trained without the callback
+        model.fit(*lookups(), batch_size=16, verbose=0)  # it can be trained without the callback
         assert state(model) == state(trained())
     assert errors[0] is errors[1]
 
@@ -84,9 +89,9 @@ def test_a_writer_that_was_closed_is_an_error(frequency, tmp_path):
     close = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: callback._scalars.close() if batch == 1 else None
     )
-    model = compiled(keras_yogi.Adam(0.0625))
+    model = lookup_model(keras_yogi.Adam(0.0625))
     with pytest.raises(RuntimeError, match="already closed"):
-        model.fit(*data(), batch_size=16, callbacks=[callback, close], verbose=0)
+        model.fit(*lookups(), batch_size=16, callbacks=[callback, close], verbose=0)
     if frequency == "batch":
         assert list(scalars(tmp_path, "optimizer/update_norm")) == [1, 2]
     # The third step itself was made, before the error.
@@ -102,16 +107,16 @@ def test_what_was_seen_before_an_error_is_written(how, tmp_path):
             raise KeyboardInterrupt
 
     callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
-    model = compiled(keras_yogi.Adam(0.0625))
+    model = lookup_model(keras_yogi.Adam(0.0625))
     stop = keras.callbacks.LambdaCallback(on_train_batch_end=fail)
     try:
-        model.fit(*data(), batch_size=16, callbacks=[callback, stop], verbose=0)
+        model.fit(*lookups(), batch_size=16, callbacks=[callback, stop], verbose=0)
     except KeyboardInterrupt:
         pass
     else:
         pytest.fail("nothing was broken off")
     if how == "it is used again":
-        model.fit(*data(), batch_size=16, callbacks=[callback], verbose=0)
+        model.fit(*lookups(), batch_size=16, callbacks=[callback], verbose=0)
     del callback, model, stop
     gc.collect()
     steps = [step for step, _ in events(tmp_path)["optimizer/update_norm", "scalars"]]
@@ -119,18 +124,17 @@ def test_what_was_seen_before_an_error_is_written(how, tmp_path):
 
 
 FULL = """
-    import resource, signal, sys, warnings
-    import numpy as np
-    sys.path.insert(0, {tests!r})
-    import test_tensorboard as t
-    callback = t.keras_yogi.TensorBoard({folder!r}, optimizer_freq={frequency!r})
-    model, twin = [t.compiled(t.keras_yogi.Adam(0.0625)) for _ in range(2)]
-    t.fit(twin, t.keras.callbacks.Callback(), epochs=4, shuffle=False)
+    import resource, signal, warnings
+    import keras, keras_yogi
+    from support import tensorboard_runs as t
+    callback = keras_yogi.TensorBoard({folder!r}, optimizer_freq={frequency!r})
+    model, twin = [t.lookup_model(keras_yogi.Adam(0.0625)) for _ in range(2)]
+    t.fit_lookups(twin, keras.callbacks.Callback(), epochs=4, shuffle=False)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a disk that is full
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        t.fit(model, callback, epochs=4, shuffle=False)
+        t.fit_lookups(model, callback, epochs=4, shuffle=False)
     texts = [str(w.message) for w in caught if "training goes on" in str(w.message)]
     states = [[v.numpy().tobytes() for v in [*m.variables, *m.optimizer.variables]]
               for m in (model, twin)]
@@ -141,12 +145,8 @@ FULL = """
 @pytest.mark.parametrize("frequency", ["batch", "epoch"])
 def test_training_goes_on_when_the_disk_is_full(frequency, tmp_path):
     """As with keras.callbacks.TensorBoard, but with a warning, and once."""
-    code = textwrap.dedent(FULL).format(
-        tests=str(Path(__file__).parent), folder=str(tmp_path / "logs"), frequency=frequency
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
-    )
+    code = textwrap.dedent(FULL).format(folder=str(tmp_path / "logs"), frequency=frequency)
+    done = run_python("-c", code)
     assert "RESULT 12 True 1" in done.stdout, done.stderr
     files = list((tmp_path / "logs").glob("events*"))
     assert [path.stat().st_size <= 20_000 for path in files] == [True]

@@ -1,16 +1,23 @@
 """keras_yogi.TensorBoard with other optimizers, wrappers and strategies; bad arguments."""
 
 import re
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from figures import ROUNDING, by_hand
-from test_tensorboard import OF_LAYERS, SCALARS, compiled, data, events, fit, scalars, tags
+from support.figures import ROUNDING, by_hand
+from support.processes import run_python
+from support.tensorboard_runs import (
+    OF_LAYERS,
+    SCALARS,
+    events,
+    fit_lookups,
+    lookup_model,
+    lookups,
+    scalars,
+    tags,
+)
 
 import keras_yogi
 from keras_yogi.diagnostics.gauge import FIGURES
@@ -24,14 +31,14 @@ def assert_last_values(folder, optimizer, variables, step=1):
 
 
 def test_keras_adam_has_all_scalars(tmp_path):
-    fit(compiled(keras.optimizers.Adam()), keras_yogi.TensorBoard(tmp_path))
+    fit_lookups(lookup_model(keras.optimizers.Adam()), keras_yogi.TensorBoard(tmp_path))
     assert tags(tmp_path, "scalars") == SCALARS | OF_LAYERS
 
 
 def test_of_other_optimizers_what_can_be_told_is_written_and_the_rest_said_once(tmp_path):
     callback = keras_yogi.TensorBoard(tmp_path, histogram_freq=1, optimizer_freq="batch")
     with pytest.warns(UserWarning, match="SGD has no effective learning rate") as caught:
-        fit(compiled(keras.optimizers.SGD(0.5, momentum=0.9)), callback)
+        fit_lookups(lookup_model(keras.optimizers.SGD(0.5, momentum=0.9)), callback)
     assert len([w for w in caught if "effective" in str(w.message)]) == 1
     names = {"learning_rate", "skipped_steps", "weight_norm", "momentum_norm"}
     found = {tag for tag in tags(tmp_path, "scalars") if tag.startswith("optimizer/")}
@@ -42,8 +49,8 @@ def test_of_other_optimizers_what_can_be_told_is_written_and_the_rest_said_once(
 
 def test_a_loss_scale_optimizer(tmp_path):
     optimizer = keras.optimizers.LossScaleOptimizer(keras_yogi.Yogi(0.0625), initial_scale=4.0)
-    model = compiled(optimizer)
-    fit(model, keras_yogi.TensorBoard(tmp_path))
+    model = lookup_model(optimizer)
+    fit_lookups(model, keras_yogi.TensorBoard(tmp_path))
     assert tags(tmp_path, "scalars") == SCALARS | OF_LAYERS
     assert_last_values(tmp_path, optimizer, model.trainable_variables)
 
@@ -52,8 +59,8 @@ def test_a_loss_scale_optimizer(tmp_path):
 def test_a_multi_optimizer(tmp_path):
     ours, rest = keras_yogi.Yogi(0.0625, name="ours"), keras_yogi.Adam(0.25, name="rest")
     by_path = keras.optimizers.OptimizerMap(rest, {".*embed.*": ours})
-    model = compiled(keras.optimizers.MultiOptimizer(by_path))
-    fit(model, keras_yogi.TensorBoard(tmp_path))
+    model = lookup_model(keras.optimizers.MultiOptimizer(by_path))
+    fit_lookups(model, keras_yogi.TensorBoard(tmp_path))
     rates = {"optimizer/learning_rate_ours", "optimizer/learning_rate_rest"}
     assert tags(tmp_path, "scalars") == (SCALARS - {"optimizer/learning_rate"} | rates) | OF_LAYERS
     embed, *others = model.trainable_variables
@@ -64,12 +71,12 @@ def test_a_multi_optimizer(tmp_path):
 
 def test_a_schedule(tmp_path):
     schedule = keras.optimizers.schedules.InverseTimeDecay(0.5, 1, 1.0)
-    fit(compiled(keras_yogi.Adam(schedule)), keras_yogi.TensorBoard(tmp_path))
+    fit_lookups(lookup_model(keras_yogi.Adam(schedule)), keras_yogi.TensorBoard(tmp_path))
     assert scalars(tmp_path, "optimizer/learning_rate") == {0: 0.125, 1: np.float32(0.5 / 7)}
 
 
 def test_a_learning_rate_that_a_callback_changes(tmp_path):
-    model = compiled(keras_yogi.Adam(0.5))
+    model = lookup_model(keras_yogi.Adam(0.5))
     scheduler = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
     ours = keras_yogi.TensorBoard(tmp_path, optimizer_freq=3)
     model.fit(
@@ -87,8 +94,8 @@ def test_a_learning_rate_that_a_callback_changes(tmp_path):
 def test_a_schedule_in_every_batch(tmp_path):
     """The graph that looks at the weights computes the schedule, too."""
     schedule = keras.optimizers.schedules.InverseTimeDecay(0.5, 1, 1.0)
-    model = compiled(keras_yogi.Adam(schedule))
-    fit(model, keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch"))
+    model = lookup_model(keras_yogi.Adam(schedule))
+    fit_lookups(model, keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch"))
     expected = {step: np.float32(0.5 / (1 + step)) for step in range(1, 7)}
     assert scalars(tmp_path, "optimizer/learning_rate") == expected
     assert_last_values(tmp_path, model.optimizer, model.trainable_variables, step=6)
@@ -100,18 +107,18 @@ def test_a_learning_rate_from_a_function_stays_live(tmp_path):
     def rate():
         return rates[-1]
 
-    model = compiled(keras_yogi.Adam(rate))
+    model = lookup_model(keras_yogi.Adam(rate))
     change = keras.callbacks.LambdaCallback(
         on_train_batch_begin=lambda batch, logs: rates.append(2.0 ** -(batch + 1))
     )
     ours = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
-    model.fit(*data(), batch_size=16, callbacks=[change, ours], verbose=0)
+    model.fit(*lookups(), batch_size=16, callbacks=[change, ours], verbose=0)
     assert scalars(tmp_path, "optimizer/learning_rate") == {1: 0.5, 2: 0.25, 3: 0.125}
 
 
 def test_schedules_that_take_the_place_of_a_number_and_of_each_other(tmp_path):
     """Each new one may lie in memory where one lay before that is gone."""
-    model = compiled(keras_yogi.Adam(0.5))
+    model = lookup_model(keras_yogi.Adam(0.5))
 
     def replace(epoch, logs):
         if epoch:
@@ -121,7 +128,7 @@ def test_schedules_that_take_the_place_of_a_number_and_of_each_other(tmp_path):
 
     ours = keras_yogi.TensorBoard(tmp_path, optimizer_freq=3)
     change = keras.callbacks.LambdaCallback(on_epoch_begin=replace)
-    model.fit(*data(), batch_size=16, epochs=8, callbacks=[change, ours], verbose=0)
+    model.fit(*lookups(), batch_size=16, epochs=8, callbacks=[change, ours], verbose=0)
     expected = {3 * (epoch + 1): 2.0 ** -(epoch + 1) for epoch in range(8)}
     assert scalars(tmp_path, "optimizer/learning_rate") == expected
 
@@ -137,8 +144,8 @@ def test_skipped_steps(tmp_path):
 
 
 def test_gradient_accumulation(tmp_path):
-    model = compiled(keras_yogi.Yogi(0.0625, gradient_accumulation_steps=2))
-    fit(model, keras_yogi.TensorBoard(tmp_path))
+    model = lookup_model(keras_yogi.Yogi(0.0625, gradient_accumulation_steps=2))
+    fit_lookups(model, keras_yogi.TensorBoard(tmp_path))
     assert_last_values(tmp_path, model.optimizer, model.trainable_variables)
 
 
@@ -151,36 +158,32 @@ def test_a_model_that_is_built_by_its_first_batch(tmp_path):
 
 
 MIRRORED = """
-    import sys
-    import keras, numpy as np
+    import keras_yogi
     import tensorflow as tf
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    sys.path.insert(0, {tests!r})
-    import test_tensorboard as t
+    from support import tensorboard_runs as t
     for name, strategy in dict(
         mirrored=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
         one=tf.distribute.OneDeviceStrategy("CPU:0"),
     ).items():
         with strategy.scope():
-            model = t.compiled(t.keras_yogi.Yogi(0.0625, fused=False))
+            model = t.lookup_model(keras_yogi.Yogi(0.0625, fused=False))
         folder = {folder!r} + "/" + name
         callbacks = [
-            t.keras_yogi.TensorBoard(folder, 1),
-            t.keras_yogi.TensorBoard(folder + "_batches", optimizer_freq="batch"),
+            keras_yogi.TensorBoard(folder, 1),
+            keras_yogi.TensorBoard(folder + "_batches", optimizer_freq="batch"),
         ]
         for callback in callbacks:
-            t.fit(model, callback, epochs=1, shuffle=False)
-        print("OK", name, t.keras_yogi.diagnose(model.optimizer).step)
+            t.fit_lookups(model, callback, epochs=1, shuffle=False)
+        print("OK", name, keras_yogi.diagnose(model.optimizer).step)
 """
 
 
 def test_mirrored_variables(tmp_path):
     """Two replicas and one end with the same slots, up to the order of a sum of gradients."""
-    code = textwrap.dedent(MIRRORED).format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
-    )
+    code = textwrap.dedent(MIRRORED).format(folder=str(tmp_path))
+    done = run_python("-c", code)
     assert "OK mirrored 6" in done.stdout, done.stderr
     for runs in ("", "_batches"):
         mirrored, one = (tmp_path / f"{name}{runs}" for name in ("mirrored", "one"))

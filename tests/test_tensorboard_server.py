@@ -9,8 +9,16 @@ import urllib.parse
 import urllib.request
 
 import pytest
-from figures import ROUNDING, by_hand
-from test_tensorboard import HISTOGRAMS, LAYERS, OF_LAYERS, SCALARS, compiled, fit
+from support.figures import ROUNDING, by_hand
+from support.processes import HANG
+from support.tensorboard_runs import (
+    HISTOGRAMS,
+    LAYERS,
+    OF_LAYERS,
+    SCALARS,
+    fit_lookups,
+    lookup_model,
+)
 
 import keras_yogi
 from keras_yogi.diagnostics.gauge import FIGURES
@@ -26,7 +34,7 @@ class Server:
         command += ["--host", "127.0.0.1", "--port", "0", "--reload_interval", "1"]
         self._output = output
         self.process = subprocess.Popen(command, stdout=output.open("w"), stderr=subprocess.STDOUT)
-        self.url = self._wait_for(self._address, seconds=120)
+        self.url = self._wait_for(self._address, seconds=HANG)
 
     def _address(self):
         found = re.search(r"http://127\.0\.0\.1:\d+/", self._output.read_text())
@@ -50,11 +58,11 @@ class Server:
         return self._open(urllib.request.Request(f"{self.url}data/{path}", body, headers))
 
     def _open(self, request):
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=HANG) as answer:
             return json.load(answer)
 
     def wait_for_runs(self, runs):
-        self._wait_for(lambda: set(runs) <= set(self.get("runs")), seconds=120)
+        self._wait_for(lambda: set(runs) <= set(self.get("runs")), seconds=HANG)
 
     def stop(self):
         self.process.terminate()
@@ -70,9 +78,9 @@ def models(tmp_path_factory):
     logdir = tmp_path_factory.mktemp("logs")
     trained = {}
     for run, optimizer_class in RUNS.items():
-        trained[run] = compiled(optimizer_class(0.0625))
+        trained[run] = lookup_model(optimizer_class(0.0625))
         callback = keras_yogi.TensorBoard(logdir / run, histogram_freq=1)
-        fit(trained[run], callback, epochs=3, validation_split=1 / 3)
+        fit_lookups(trained[run], callback, epochs=3, validation_split=1 / 3)
     return logdir, trained
 
 

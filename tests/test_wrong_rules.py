@@ -4,76 +4,46 @@ The first two are what a well-known textbook prints for TensorFlow: `p − η m�
 adds ε to the weights, and an Adam that never advances t.
 """
 
-import functools
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from keras import ops
-from reference import (
-    TOLERANCE,
-    assert_same_trajectory,
-    hard_gradients,
-    initial_weights,
-    reference_trajectory,
-    trajectory,
-)
+from keras_yogi.rules import AdamRule, YogiRule
+from support.backend import COMPILED, ENGINES
+from support.cases import CASES, LEARNING_RATE
+from support.comparison import TOLERANCE, assert_same_trajectory
+from support.reference import reference_trajectory
+from support.training import hard_gradients, initial_weights, trajectory
 
 import keras_yogi
-from keras_yogi.optimizers import rules
-
-LEARNING_RATE = 0.0625
-HYPERPARAMETERS = dict(beta_2=0.9, epsilon=1e-3)
+from keras_yogi.optimizers import AdaptiveOptimizer
 
 
 class EpsilonAddedToWeights:
-    def new_values(self, gradient, weights, slots, scalars):
-        epsilon, self.epsilon = self.epsilon, 0.0
-        weights, slots = super().new_values(gradient, weights, slots, scalars)
-        self.epsilon = epsilon
-        return weights + epsilon, slots
+    def descend(self, weights, slots, scalars):
+        return replace(self, epsilon=0.0)._right(weights, slots, scalars) + self.epsilon
+
+    def _right(self, weights, slots, scalars):
+        return super().descend(weights, slots, scalars)
 
 
 class StepNeverAdvanced:
     """Bias correction frozen at step 1: also what counting in a Python int does under `fit`."""
 
-    def step_scalars(self, learning_rate, dtype):
-        with_t = functools.partial(rules.bias_correction, step=ops.ones((), dtype))
-        return rules.StepScalars(learning_rate, with_t(self.beta_1), with_t(self.beta_2))
+    def scalars(self, learning_rate, step, dtype):
+        return super().scalars(learning_rate, 1, dtype)
 
 
 class StepOneLate:
-    @property
-    def iterations(self):
-        return super().iterations + 1
-
-
-class NoBiasCorrection:
-    def step_scalars(self, learning_rate, dtype):
-        one = ops.ones((), dtype)
-        return rules.StepScalars(learning_rate, one, one)
+    def scalars(self, learning_rate, step, dtype):
+        return super().scalars(learning_rate, step + 1, dtype)
 
 
 class EpsilonInsideTheRoot:
-    def new_values(self, gradient, weights, slots, scalars):
-        m = rules.moving_average(slots[0], gradient, self.beta_1)
-        (v,) = self.second_moments(gradient, m, *slots[1:])
-        root = ops.sqrt(v / scalars.correction_2 + self.epsilon)
-        return weights - scalars.learning_rate * m / scalars.correction_1 / root, (m, v)
-
-
-class EpsilonBeforeBiasCorrection:
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, epsilon_hat=True, **kwargs)
-
-
-class NoEpsilon:
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{**kwargs, "epsilon": 1e-12})
-
-
-class NoMomentum:
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, beta_1=0.0, **kwargs)
+    def learning_rate_per_weight(self, slots, scalars):
+        root = ops.sqrt(slots[-1] / scalars.correction_2 + self.epsilon)
+        return scalars.learning_rate / scalars.correction_1 / root
 
 
 class VelocityNeverMoves:
@@ -85,8 +55,8 @@ class OtherRulesVelocity:
     """Adam's velocity in Yogi, Yogi's in Adam."""
 
     def second_moments(self, gradient, momentum, velocity, *others):
-        other = rules.adam_velocity if isinstance(self, keras_yogi.Yogi) else rules.yogi_velocity
-        return (other(velocity, gradient, self.beta_2),)
+        other = AdamRule if isinstance(self, YogiRule) else YogiRule
+        return other(beta_2=self.beta_2).second_moments(gradient, momentum, velocity)
 
 
 class NoSign:
@@ -100,62 +70,82 @@ class OtherSign:
         return (ops.abs(velocity - (1 - self.beta_2) * ops.sign(square - velocity) * square),)
 
 
-class FromZero:
-    def initial_velocity(self, shape, dtype):
-        return ops.zeros(shape, dtype)
+class ZeroForV:
+    """The root of the momentum's square: v is kept, and not used."""
+
+    def learning_rate_per_weight(self, slots, scalars):
+        return super().learning_rate_per_weight((slots[0], ops.square(slots[0])), scalars)
 
 
-FOR_BOTH = [
-    EpsilonAddedToWeights,
-    StepNeverAdvanced,
-    StepOneLate,
-    NoBiasCorrection,
-    EpsilonInsideTheRoot,
-    EpsilonBeforeBiasCorrection,
-    NoEpsilon,
-    NoMomentum,
-    VelocityNeverMoves,
-    OtherRulesVelocity,
-    NoSign,
-]
-WRONG = [
-    *((wrong, keras_yogi.Adam) for wrong in FOR_BOTH),
-    *((wrong, keras_yogi.Yogi) for wrong in [*FOR_BOTH, OtherSign, FromZero]),
-]
+def with_fields(**fields):
+    return lambda rule: replace(rule, **fields)
 
 
-def compare(optimizer, dtype="float32"):
-    rule = "yogi" if isinstance(optimizer, keras_yogi.Yogi) else "adam"
-    v0 = 1e-6 if rule == "yogi" else 0.0
+# A mistake is a class that is put before the right rule, or other values of its fields.
+FOR_BOTH = {
+    **{
+        wrong.__name__: wrong
+        for wrong in (
+            EpsilonAddedToWeights,
+            StepNeverAdvanced,
+            StepOneLate,
+            EpsilonInsideTheRoot,
+            VelocityNeverMoves,
+            OtherRulesVelocity,
+            NoSign,
+            ZeroForV,
+        )
+    },
+    "no bias correction": with_fields(bias_correction="none"),
+    "v not corrected": with_fields(bias_correction="momentum"),
+    "epsilon before the bias correction": with_fields(epsilon_hat=True),
+    "no epsilon": with_fields(epsilon=1e-12),
+    "no momentum": with_fields(beta_1=0.0),
+    "another memory": with_fields(beta_2=0.91),
+}
+FOR_YOGI = {
+    **FOR_BOTH,
+    "OtherSign": OtherSign,
+    "from zero": with_fields(initial_accumulator_value=0.0),
+    "another activation": with_fields(activation="tanh"),
+}
+WRONG = [("adam", name) for name in FOR_BOTH] + [("yogi", name) for name in FOR_YOGI]
+
+
+def rule_of(case):
+    rules = {"adam": AdamRule, "yogi": YogiRule}
+    return rules[case.name](**case.hyperparameters)
+
+
+def wrong_rule(case, name):
+    wrong, right = FOR_YOGI[name], rule_of(case)
+    if not isinstance(wrong, type):
+        return wrong(right)
+    mutant = dataclass(frozen=True)(type(name, (wrong, type(right)), {}))
+    return mutant(**case.hyperparameters)
+
+
+def compare(case, rule, engine):
     weights, gradients = initial_weights(), hard_gradients()
+    optimizer = AdaptiveOptimizer(LEARNING_RATE, rule, **ENGINES[engine])
     assert_same_trajectory(
-        trajectory(optimizer, weights, gradients, "graph", dtype),
-        reference_trajectory(
-            weights,
-            gradients,
-            rule=rule,
-            learning_rate=LEARNING_RATE,
-            initial_accumulator_value=v0,
-            **HYPERPARAMETERS,
-        ),
-        TOLERANCE[dtype],
+        trajectory(optimizer, weights, gradients, COMPILED),
+        reference_trajectory(case.keras_reference(weights), gradients),
+        TOLERANCE["float32"],
     )
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
-@pytest.mark.parametrize(("wrong", "right"), WRONG, ids=lambda c: c.__name__)
-def test_wrong_rule_is_caught(wrong, right, fused):
-    class Mutant(wrong, right):
-        pass
-
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("case", "wrong"), WRONG)
+def test_wrong_rule_is_caught(case, wrong, engine):
     with pytest.raises(AssertionError, match="is off by"):
-        compare(Mutant(LEARNING_RATE, fused=fused, **HYPERPARAMETERS))
+        compare(CASES[case], wrong_rule(CASES[case], wrong), engine)
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
-@pytest.mark.parametrize("right", [keras_yogi.Adam, keras_yogi.Yogi])
-def test_right_rule_passes_the_same_comparison(right, fused):
-    compare(right(LEARNING_RATE, fused=fused, **HYPERPARAMETERS))
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", ["adam", "yogi"])
+def test_right_rule_passes_the_same_comparison(case, engine):
+    compare(CASES[case], rule_of(CASES[case]), engine)
 
 
 def test_textbook_adds_epsilon_to_weights_and_ours_does_not():

@@ -1,12 +1,13 @@
 """Configs and files that TensorFlow Addons left behind, and parts of such files."""
 
 import shutil
-from pathlib import Path
 
 import h5py
 import keras
 
-GOLDEN = Path(__file__).parent / "golden_tfa"
+from support.processes import TESTS
+
+GOLDEN = TESTS / "golden_tfa"
 
 # tfa.optimizers.Yogi(0.02, beta1=0.8, epsilon=1e-4).get_config() after training: float32 decimals
 CONFIG = {

@@ -1,16 +1,18 @@
-"""The figures of an optimizer, recomputed by hand from its slots."""
+"""The figures of an optimizer, recomputed from its slots by the float64 reference."""
 
 import keras
 import numpy as np
 import pytest
 
 from keras_yogi.diagnostics.gauge import FIGURES
+from support.backend import array
+from support.reference import Reference
 
 # Slots are float32: a figure is a dozen operations on them, of 6e-8 each, and sums are in float64.
 ROUNDING = 2e-6
 
 
-def variables_of(dtype="float32", seed=0):
+def named_variables(dtype="float32", seed=0):
     random = np.random.default_rng(seed)
     shapes = {"embed/embeddings": (30, 4), "hidden/kernel": (4, 6), "out/bias": (3,), "scale": ()}
     variables = []
@@ -20,7 +22,7 @@ def variables_of(dtype="float32", seed=0):
     return variables
 
 
-def train(optimizer, variables, steps=5, seed=1):
+def take_random_steps(optimizer, variables, steps=5, seed=1):
     """Rows 20 and up of the embedding get no gradient, nor does the third weight of the bias."""
     random = np.random.default_rng(seed)
     optimizer.build(variables)
@@ -34,43 +36,47 @@ def train(optimizer, variables, steps=5, seed=1):
     return optimizer
 
 
+def reference_of(optimizer, variable, step):
+    """The float64 reference in the state that the optimizer has for one variable."""
+    config = optimizer.get_config()
+    reference = Reference(
+        array(variable.value).astype("float64"),
+        "yogi" if "initial_accumulator_value" in config else "adam",
+        float(array(optimizer.learning_rate)),
+        step=step,
+        **{
+            name: config[name]
+            for name in Reference.__dataclass_fields__
+            if name in config and name != "learning_rate"
+        },
+    )
+    for name in optimizer.slots():
+        reference.slots[name] = array(optimizer.get_slot(variable, name)).astype("float64")
+    return reference
+
+
 def by_hand(optimizer, variables):
     """The figures in float64 NumPy, of each of the variables and of all of them together."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    t = int(inner.iterations.numpy())
+    t = int(array(inner.iterations.value))
     columns = []
     for variable in variables:
-        w = np.array(keras.ops.cast(variable, "float64"))
-        m, *second = (
-            np.array(keras.ops.cast(inner.get_slot(variable, name), "float64"))
-            for name in inner.slot_names
-        )
-        unbiased = float(inner._velocity_bias.value) == 0.0
-        correction_1 = 1 - inner.beta_1**t
-        correction_2 = 1.0 if unbiased else 1 - inner.beta_2**t
-        root = np.sqrt(second[-1] / correction_2)
-        rate = float(inner.learning_rate.numpy())
-        if inner.epsilon_hat:
-            effective = rate * np.sqrt(correction_2) / (np.sqrt(second[-1]) + inner.epsilon)
-            dominated = np.sqrt(second[-1]) < inner.epsilon
-        else:
-            effective = rate / (root + inner.epsilon)
-            dominated = root < inner.epsilon
-        update = -effective * m / correction_1
-        l1 = getattr(inner, "l1_regularization_strength", 0.0)
-        l2 = getattr(inner, "l2_regularization_strength", 0.0)
-        if l1 or l2:
-            moved, per_weight = w + update, effective / correction_1
-            moved = np.sign(moved) * np.maximum(np.abs(moved) - per_weight * l1, 0)
-            update = moved / (1 + per_weight * l2) - w
+        reference = reference_of(inner, variable, t)
+        correction_1, correction_2 = reference.corrections()
+        w, m, v = reference.weights, reference.slots["momentum"], reference.slots["velocity"]
+        largest = list(reference.slots.values())[-1]
+        effective = reference.learning_rate_per_weight() * correction_1
+        root = np.sqrt(largest / correction_2)
+        dominated = (np.sqrt(largest) if inner.epsilon_hat else root) < inner.epsilon
+        update = reference.descended() - w
         # The seed as the weights' dtype holds it.
-        initial = getattr(inner, "initial_accumulator_value", 0.0)
-        initial = keras.ops.convert_to_tensor(np.array(initial), variable.dtype)
-        initial = float(keras.ops.cast(initial, "float64"))
+        initial = keras.ops.convert_to_tensor(
+            np.array(reference.initial_accumulator_value), variable.dtype
+        )
+        at_initial = v == array(initial).astype("float64")
         noise = np.where(m == 0, 0, np.abs(m / correction_1) / np.where(root == 0, 1, root))
-        at_initial = second[0] == initial
         touched = np.where(at_initial & (m == 0), np.nan, effective)
-        columns.append((w, m, second[0], update, effective, touched, dominated, at_initial, noise))
+        columns.append((w, m, v, update, effective, touched, dominated, at_initial, noise))
     flat = [tuple(np.ravel(each) for each in column) for column in columns]
     together = tuple(np.concatenate(each) for each in zip(*flat, strict=True))
     return [_figures(column) for column in flat], _figures(together)

@@ -1,4 +1,4 @@
-"""The recorded runs of this folder, and how two runs are compared."""
+"""The recorded runs of golden/, and how two of them are compared."""
 
 import json
 from collections.abc import Mapping
@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-FOLDER = Path(__file__).parent
+from support.processes import TESTS
+
+FOLDER = TESTS / "golden"
 MANIFEST: dict[str, dict[str, Any]] = json.loads((FOLDER / "manifest.json").read_text("utf-8"))
 
 # "param_kernel", "m_kernel", "v_kernel", …: the values before the first step and after each of the
 # recorded steps, stacked.
-Trajectory = dict[str, np.ndarray]
+RecordedTrajectory = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Recording:
         return gradient
 
     @cached_property
-    def trajectory(self) -> Trajectory:
+    def trajectory(self) -> RecordedTrajectory:
         """What the implementation computed. Its slots start where `formula` says they do."""
         formula = MANIFEST[self.name]["formula"]
         start = {"m": formula.get("m0", 0.0), "v": formula.get("v0", 0.0), "vhat": 0.0}
@@ -83,10 +85,10 @@ class Recording:
 
 # Of each coordinate's largest value over the run. The two runs round what they store 120 times by
 # at most half an ulp: 1.3e-14 and 7e-6. Reached: 4e-15 and 4.5e-6.
-TOLERANCE = {"float64": 1e-13, "float32": 1e-5}
+RECORDED_TOLERANCE = {"float64": 1e-13, "float32": 1e-5}
 
 
-def differences(ours: Trajectory, theirs: Trajectory) -> dict[str, float]:
+def differences(ours: RecordedTrajectory, theirs: RecordedTrajectory) -> dict[str, float]:
     """For "param", "m", … of `theirs`: the largest difference over all steps and coordinates, as
     a share of the largest absolute value that the coordinate takes in `theirs`.
 

@@ -6,10 +6,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from golden.recordings import Recording, Trajectory
-from reference import MODES
 
-SLOTS = {"m": "momentum", "v": "velocity", "vhat": "velocity_hat"}
+from support.backend import MODES
+from support.recordings import RecordedTrajectory, Recording
+from support.training import state_of
+
+KINDS = {"param": "weights", "m": "momentum", "v": "velocity", "vhat": "velocity_hat"}
 
 
 class RecordedRates(keras.optimizers.schedules.LearningRateSchedule):
@@ -27,7 +29,7 @@ def replay(
     recording: Recording,
     initial_slots: Mapping[str, float] | None = None,
     mode: str = "graph",
-) -> Trajectory:
+) -> RecordedTrajectory:
     """The trajectory of a new keras_yogi optimizer that receives the recording's gradients.
 
     Args:
@@ -50,18 +52,19 @@ def replay(
         indices, values = map(tf.constant, rows)
         return tf.IndexedSlices(values, indices, tf.constant(recording.weights[name].shape))
 
-    def state() -> Trajectory:
-        kept = {kind: slot for kind, slot in SLOTS.items() if slot in optimizer.slots()}
-        return {f"param_{n}": v.numpy() for n, v in zip(names, variables, strict=True)} | {
-            f"{kind}_{n}": keras.ops.convert_to_numpy(optimizer.get_slot(v, slot))
-            for kind, slot in kept.items()
-            for n, v in zip(names, variables, strict=True)
+    def state() -> RecordedTrajectory:
+        of_each = zip(names, state_of(optimizer, variables), strict=True)
+        return {
+            f"{kind}_{name}": values[slot]
+            for name, values in of_each
+            for kind, slot in KINDS.items()
+            if slot in values
         }
 
-    take_step = MODES[mode](lambda *row: optimizer.apply(list(row), variables))
+    take_step = MODES[mode](optimizer, variables)
     states = [state()]
     for step in range(1, recording.steps[-1] + 1):
-        take_step(*[gradient(name, step) for name in names])
+        take_step([gradient(name, step) for name in names])
         if step in recording.steps:
             states.append(state())
     return {name: np.stack([values[name] for values in states]) for name in states[0]}

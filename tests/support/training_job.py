@@ -1,7 +1,7 @@
 """Small trainings for test_contract_state and test_faults, which start this file as a process.
 
-python _training_job.py continue FOLDER    goes on with every training saved in FOLDER
-python _training_job.py serve              forks a process for each line of its input
+python -m support.training_job continue FOLDER    goes on with every training saved in FOLDER
+python -m support.training_job serve              forks a process for each line of its input
 """
 
 import contextlib
@@ -21,25 +21,28 @@ import numpy as np
 import tensorflow as tf
 
 import keras_yogi
+from support.cases import CASES
+from support.models import EPOCHS, fit_sine, model_state, sine
+from support.processes import HANG
 
 Callbacks = Sequence[keras.callbacks.Callback]
 
-EPOCHS = 2  # before the state is saved, and again after it is loaded
-CASES: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
-    "adam": lambda: keras_yogi.Adam(0.02, clipnorm=1.0),
-    "warm amsgrad": lambda: keras_yogi.Adam(0.02, amsgrad=True, fused=False, weight_decay=0.01),
-    "yogi": lambda: keras_yogi.Yogi(0.02, l2_regularization_strength=1e-3),
-    "warm yogi": lambda: keras_yogi.Yogi(0.02, l2_regularization_strength=1e-3),
-    "warm yogi, scaled loss": lambda: keras.optimizers.LossScaleOptimizer(keras_yogi.Yogi(0.02)),
+# The optimizers, and how their trainings begin.
+WARM = {"bias_correction": "momentum"}  # what `warm_start` makes of it, for a state that is loaded
+TRAININGS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
+    "adam": lambda **start: keras_yogi.Adam(0.02, clipnorm=1.0, **start),
+    "warm amsgrad": lambda **start: keras_yogi.Adam(
+        0.02, amsgrad=True, fused=False, weight_decay=0.01, **start
+    ),
+    "yogi": lambda **start: CASES["yogi, proximal"].optimizer(0.02, **start),
+    "warm yogi": lambda **start: CASES["yogi, proximal"].optimizer(0.02, **start),
+    "warm yogi, scaled loss": lambda **start: keras.optimizers.LossScaleOptimizer(
+        keras_yogi.Yogi(0.02, **start)
+    ),
 }
 
 
-def data(seed: int = 6, samples: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    x = np.random.default_rng(seed).normal(size=(samples, 5)).astype("float32")
-    return x, np.sin(x.sum(axis=1, keepdims=True))
-
-
-def compiled(case: str, **options: bool) -> keras.Model:
+def model_of(training: str, **options: bool) -> keras.Model:
     """A model with slots of both kinds: the fused engine packs those of the first layer's two
     variables, and leaves that of the last layer's, alone of its dtype, as Keras makes it.
     """
@@ -47,22 +50,20 @@ def compiled(case: str, **options: bool) -> keras.Model:
     last = keras.layers.Dense(1, use_bias=False, dtype="float64")
     layers = [keras.layers.Dense(7, activation="tanh"), last]
     model = keras.Sequential([keras.Input((5,)), *layers])
-    model.compile(CASES[case](), loss="mse", **options)
+    model.compile(TRAININGS[training](), loss="mse", **options)
     return model
 
 
-def train(model: keras.Model, first_epoch: int = 0, callbacks: Callbacks = ()) -> None:
-    epochs = dict(initial_epoch=first_epoch, epochs=first_epoch + EPOCHS)
-    options = dict(batch_size=16, shuffle=False, verbose=0)
-    model.fit(*data(), **epochs, **options, callbacks=list(callbacks))
-
-
-def state(model: keras.Model) -> list[np.ndarray]:
-    return [np.array(v.numpy()) for v in [*model.weights, *model.optimizer.variables]]
+def model_to_load_into(training: str) -> keras.Model:
+    """A warm start is in the optimizer's configuration, not in the state."""
+    model = model_of(training)
+    if training.startswith("warm"):
+        model.compile(TRAININGS[training](**WARM), loss="mse")
+    return model
 
 
 def save_state(path: Path, model: keras.Model) -> None:
-    np.savez(path, *state(model))
+    np.savez(path, *model_state(model))
 
 
 def load_state(path: Path) -> list[np.ndarray]:
@@ -86,57 +87,47 @@ def backup(folder: Path, **options: int) -> keras.callbacks.BackupAndRestore:
     return keras.callbacks.BackupAndRestore(str(folder), double_checkpoint=True, **options)
 
 
-def save_every_way(case: str, folder: Path) -> list[np.ndarray]:
+def save_every_way(training: str, folder: Path) -> list[np.ndarray]:
     """Trains, saves and trains on: the state that has to be reached from every save."""
-    model = compiled(case)
-    if case.startswith("warm"):
-        keras_yogi.warm_start(model, *data())
-    train(model, callbacks=[backup(folder / "backup", delete_checkpoint=False)])
+    model = model_of(training)
+    if training.startswith("warm"):
+        keras_yogi.warm_start(model, *sine())
+    fit_sine(model, callbacks=[backup(folder / "backup", delete_checkpoint=False)])
     model.save(folder / "model.keras")
     model.save_weights(folder / "model.weights.h5")
     checkpoint(model).write(str(folder / "checkpoint"))
     manager(model, folder / "manager").save()
-    train(model, EPOCHS)
-    return state(model)
+    fit_sine(model, first_epoch=EPOCHS)
+    return model_state(model)
 
 
-def continue_every_way(case: str, folder: Path) -> Iterator[tuple[str, keras.Model]]:
+def continue_every_way(training: str, folder: Path) -> Iterator[tuple[str, keras.Model]]:
     """Loads and trains on; names each way, and gives the model, which is used for the next."""
     model = keras.models.load_model(folder / "model.keras")
-    train(model, EPOCHS)
+    fit_sine(model, first_epoch=EPOCHS)
     yield ".keras file", model
 
-    model = compiled(case)
+    model = model_to_load_into(training)
     status = checkpoint(model).read(str(folder / "checkpoint"))
-    train(model, EPOCHS)
+    fit_sine(model, first_epoch=EPOCHS)
     status.assert_consumed()
     yield "checkpoint, before the optimizer is built", model
 
     # From here on the optimizer is built, and has a state of its own that has to give way.
-    forget_warm_start(model)
     checkpoint(model).read(str(folder / "checkpoint")).assert_consumed()
-    train(model, EPOCHS)
+    fit_sine(model, first_epoch=EPOCHS)
     yield "checkpoint, after the optimizer is built", model
 
-    forget_warm_start(model)
     model.load_weights(folder / "model.weights.h5")
-    train(model, EPOCHS)
+    fit_sine(model, first_epoch=EPOCHS)
     yield "weights file", model
 
-    forget_warm_start(model)
     assert manager(model, folder / "manager").restore_or_initialize()
-    train(model, EPOCHS)
+    fit_sine(model, first_epoch=EPOCHS)
     yield "CheckpointManager", model
 
-    forget_warm_start(model)
-    train(model, EPOCHS, [backup(folder / "backup")])
+    fit_sine(model, first_epoch=EPOCHS, callbacks=[backup(folder / "backup")])
     yield "BackupAndRestore", model
-
-
-def forget_warm_start(model: keras.Model) -> None:
-    """Or else the next load could leave it out unseen."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    optimizer._velocity_bias.assign(1.0)
 
 
 WAYS = [
@@ -150,9 +141,9 @@ WAYS = [
 
 
 def continue_all(folder: Path) -> None:
-    for case in CASES:
-        for way, model in continue_every_way(case, folder / case):
-            save_state(folder / case / f"{way}.npz", model)
+    for training in TRAININGS:
+        for way, model in continue_every_way(training, folder / training):
+            save_state(folder / training / f"{way}.npz", model)
 
 
 # A training that is killed
@@ -184,13 +175,13 @@ def train_with_backups(folder: Path, signs: int) -> None:
     (Keras restores the epoch alone: which batch is next has to follow from the optimizer.)
     """
     put_right(folder / "backup")
-    model = compiled("yogi")
+    model = model_of("yogi")
     if not (folder / "backup" / "latest.weights.h5").exists():
-        keras_yogi.warm_start(model, *data())
+        keras_yogi.warm_start(model, *sine())
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for index in range(int(model.optimizer.iterations), BATCHES):
-            yield data(seed=index, samples=16)
+            yield sine(seed=index, samples=16)
 
     signature = tuple(tf.TensorSpec((16, size), "float32") for size in (5, 1))
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
@@ -277,14 +268,14 @@ def train_into_fault(folder: Path, signs: int, writer: str, fault: str) -> None:
     """Trains, and goes on when nothing can be written any more; keeps the state at that moment
     and the error.
     """
-    model = compiled("yogi", run_eagerly=True)
+    model = model_of("yogi", run_eagerly=True)
     (folder / "written").mkdir()
-    train(model, callbacks=WRITERS[writer](folder / "written"))
+    fit_sine(model, callbacks=WRITERS[writer](folder / "written"))
     save_state(folder / "last_good.npz", model)
     message = "no error"
     with FAULTS[fault](folder / "written"):
         try:
-            train(model, EPOCHS, WRITERS[writer](folder / "written"))
+            fit_sine(model, first_epoch=EPOCHS, callbacks=WRITERS[writer](folder / "written"))
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
     (folder / "error.txt").write_text(message)
@@ -322,7 +313,7 @@ def serve() -> None:
 
 
 def _run(job: Callable[..., None], signs: int, folder: str, **arguments: str) -> None:
-    signal.alarm(120)  # ends the process even if a lock was held when it was forked
+    signal.alarm(HANG)  # ends the process even if a lock was held when it was forked
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # standard output is for the answers
     try:
         job(Path(folder), signs, **arguments)

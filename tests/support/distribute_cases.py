@@ -1,11 +1,12 @@
 """What test_distribute and test_multi_worker run in processes of their own.
 
-    python _distribute_cases.py mirrored FOLDER     MirroredStrategy and others on two logical CPUs
-    python _distribute_cases.py worker FOLDER       one worker of the cluster that TF_CONFIG names
-    python _distribute_cases.py parameters FOLDER   a parameter server and two workers
+    python -m support.distribute_cases mirrored FOLDER     several strategies on two logical CPUs
+    python -m support.distribute_cases worker FOLDER       a worker of the cluster in TF_CONFIG
+    python -m support.distribute_cases parameters FOLDER   a parameter server and two workers
 
 TensorFlow takes logical devices and clusters before it has started, and not again. What each case
-gives, or the error that it ends with, is written to FOLDER as JSON.
+gives, or the error that it ends with, is written to FOLDER as a line of JSON, as soon as it is
+known.
 """
 
 import json
@@ -17,146 +18,151 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import keras
 import tensorflow as tf
-from distribute_training import (
-    BATCH,
-    CLIPPING,
-    EAGER_ONLY,
-    FORMS,
-    OPTIMIZERS,
-    OPTIONS,
-    SCHEDULE,
-    TWINS,
-    Strategy,
-    compiled,
-    data,
-    faulty_gradients,
-    gradients,
-    load,
-    save,
-    state_of,
-    train,
-    trajectories,
-)
 
 import keras_yogi
-from keras_yogi.engine import fused
+from support.cases import CLIPPING, OPTIONS, with_limits
+from support.distribute_training import (
+    BATCH,
+    EAGER_ONLY,
+    FORMS,
+    IN_A_GRAPH,
+    OPTIMIZERS,
+    OURS,
+    Strategy,
+    end_of,
+    faulty_gradients,
+    faulty_texts,
+    fit_texts,
+    load_model,
+    replica_gradients,
+    save_model,
+    text_model,
+    trajectories,
+)
+from support.processes import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "distributed.md"
 EXAMPLE = ROOT / "examples" / "multi_worker.py"
 free_ports = runpy.run_path(str(EXAMPLE))["free_ports"]
 
 # What is run where
 
-Case = Callable[[Strategy], Any]
+StrategyCase = Callable[[Strategy], Any]
+WITHOUT_TABLE = 3  # variables
 
 
 def loop(
-    optimizer: Callable[..., Any], options: dict[str, Any], variables: int = 4, mode: str = "graph"
-) -> Case:
-    steps = faulty_gradients() if "skip_nonfinite" in options else gradients()
+    name: str,
+    option: str,
+    variables: int = 4,
+    mode: str = "graph",
+    prepare: Callable[[Any], Any] = lambda optimizer: optimizer,
+) -> StrategyCase:
+    options = OPTIONS[option]
+    steps = faulty_gradients() if "skip_nonfinite" in options else replica_gradients()
     steps = [row[:variables] for row in steps]
-    return lambda strategy: trajectories(strategy, lambda: optimizer(**options), steps, mode)
+    return lambda strategy: trajectories(
+        strategy, lambda: prepare(OPTIMIZERS[name](**options)), steps, mode
+    )
 
 
-LOOPS: dict[str, Case] = {
-    f"{name}, {option}": loop(optimizer, options)
-    for name, optimizer in OPTIMIZERS.items()
-    for option, options in {**OPTIONS, **CLIPPING}.items()
-    if name != "amsgrad" or option in ("plain", "skip_nonfinite")
+LOOPS: dict[str, StrategyCase] = {
+    f"{name}, {option}": loop(name, option)
+    for name, options in {
+        "adam": ("plain", "ema", *CLIPPING),
+        "amsgrad": ("plain", "skip_nonfinite"),
+        "yogi": (*IN_A_GRAPH, *CLIPPING),
+    }.items()
+    for option in options
 }
-WORKER_LOOPS = ("adam, plain", "amsgrad, plain", *(f"yogi, {option}" for option in OPTIONS))
-OTHER_MODES: dict[str, Case] = {
+WORKER_LOOPS = ("adam, plain", "amsgrad, plain", *(f"yogi, {option}" for option in IN_A_GRAPH))
+OTHER_MODES: dict[str, StrategyCase] = {
     **{
-        f"{name}, {option}, {mode}": loop(OPTIMIZERS[name], OPTIONS[option], mode=mode)
-        for name, option in (("adam", "plain"), ("yogi", "skip_nonfinite"))
+        f"yogi, {option}, {mode}": loop("yogi", option, mode=mode)
+        for option in ("plain", "skip_nonfinite")
         for mode in ("autograph", "eager")
     },
-    **{
-        f"{name}, {option}, eager": loop(OPTIMIZERS[name], options, mode="eager")
-        for name in ("adam", "yogi")
-        for option, options in EAGER_ONLY.items()
-    },
+    **{f"adam, {option}, eager": loop("adam", option, mode="eager") for option in EAGER_ONLY},
 }
-REFUSED: dict[str, Case] = {
-    f"{name}, {option}": loop(optimizer, options)
-    for name, optimizer in {"yogi": OPTIMIZERS["yogi"], "keras": TWINS["keras"]}.items()
-    for option, options in EAGER_ONLY.items()
+REFUSED: dict[str, StrategyCase] = {
+    f"{name}, {option}": loop(name, option) for name in ("yogi", "keras") for option in EAGER_ONLY
 }
-BESIDE_KERAS: dict[str, Case] = {
+BESIDE_KERAS: dict[str, StrategyCase] = {
     **{
-        f"{name}, {option}": loop(twin, options, variables=3)
-        for name, twin in TWINS.items()
-        for option, options in {"plain": {}, "ema": OPTIONS["ema"], **CLIPPING}.items()
+        f"{name}, {option}": loop(name, option, WITHOUT_TABLE)
+        for name in ("keras", "ours")
+        for option in ("plain", "ema", *CLIPPING)
     },
-    "keras, embedding": loop(TWINS["keras"], {}),
+    "keras, embedding": loop("keras", "plain"),
+}
+# With all variables large enough that the rule is compiled for them.
+COMPILED_RULES: dict[str, StrategyCase] = {
+    f"{name}, plain, compiled": loop(
+        name, "plain", prepare=lambda optimizer: with_limits(optimizer, compile_from=0)
+    )
+    for name in OURS
 }
 
-# name: the optimizer, arguments of `compiled`, arguments of `train`
+# name: the optimizer, arguments of `text_model`, arguments of `fit_texts`
 FITS: dict[str, tuple[Callable[[], Any], dict[str, Any], dict[str, Any]]] = {
     "adam": (OPTIMIZERS["adam"], {}, {}),
     "yogi": (OPTIMIZERS["yogi"], {}, {}),
     "a NaN on one replica": (
         lambda: OPTIMIZERS["yogi"](
-            learning_rate=SCHEDULE, weight_decay=0.05, skip_nonfinite=True, use_ema=True
+            **{**OPTIONS["schedule"], **OPTIONS["ema"]}, weight_decay=0.05, skip_nonfinite=True
         ),
         {},
         {"faulty": True},
     ),
-    "accumulation": (lambda: OPTIMIZERS["adam"](**EAGER_ONLY["accumulation"]), {}, {}),
+    "accumulation": (lambda: OPTIMIZERS["adam"](**OPTIONS["accumulation"]), {}, {}),
     "accumulation, eager": (
-        lambda: OPTIMIZERS["adam"](**EAGER_ONLY["accumulation"]),
+        lambda: OPTIMIZERS["adam"](**OPTIONS["accumulation"]),
         {"run_eagerly": True},
         {"epochs": 1},
     ),
     "keras": (keras.optimizers.Adam, {}, {}),
-    "keras, accumulation": (lambda: TWINS["keras"](**EAGER_ONLY["accumulation"]), {}, {}),
+    "keras, accumulation": (lambda: OPTIMIZERS["keras"](**OPTIONS["accumulation"]), {}, {}),
 }
 
 
-def fit(strategy: Strategy, name: str) -> dict[str, Any]:
+def fit_case(strategy: Strategy, name: str) -> dict[str, Any]:
     optimizer, compile_arguments, train_arguments = FITS[name]
-    return train(compiled(strategy, optimizer, **compile_arguments), **train_arguments)
+    return fit_texts(text_model(strategy, optimizer, **compile_arguments), **train_arguments)
 
 
 def saved_optimizer() -> keras.optimizers.Optimizer:
-    return OPTIMIZERS["yogi"](learning_rate=SCHEDULE, skip_nonfinite=True)
+    return OPTIMIZERS["yogi"](**OPTIONS["schedule"], skip_nonfinite=True)
 
 
 def saving(strategy: Strategy, folder: Path) -> dict[str, Any]:
     """Saves a model trained under the strategy, and loads under it one that was trained without."""
-    distributed = compiled(strategy, saved_optimizer)
-    single = compiled(tf.distribute.get_strategy(), saved_optimizer)
+    distributed = text_model(strategy, saved_optimizer)
+    single = text_model(tf.distribute.get_strategy(), saved_optimizer)
     result = {}
     for name, model in {"distributed": distributed, "single": single}.items():
-        result[name] = train(model, faulty=True)
-        save(model, folder / name)
-    loaded = {form: load(strategy, saved_optimizer, form, folder / "single") for form in FORMS}
+        result[name] = fit_texts(model, faulty=True)
+        save_model(model, folder / name)
+    loaded = {
+        form: load_model(strategy, saved_optimizer, form, folder / "single") for form in FORMS
+    }
     return {
         **result,
-        "loaded": {form: state_of(model) for form, model in loaded.items()},
-        "distributed, trained on": train(distributed, epochs=1),
-        "loaded, trained on": train(loaded["keras"], epochs=1),
+        "loaded": {form: end_of(model) for form, model in loaded.items()},
+        "distributed, trained on": fit_texts(distributed, epochs=1),
+        "loaded, trained on": fit_texts(loaded["keras"], epochs=1),
     }
 
 
 def warm_start(strategy: Strategy) -> dict[str, Any]:
-    model = compiled(strategy, OPTIMIZERS["yogi"])
-    keras_yogi.warm_start(model, *data(), batch_size=BATCH)
-    return {"started": state_of(model), "trained on": train(model, epochs=1)}
-
-
-def with_compiled_rule(case: Case, strategy: Strategy) -> Any:
-    """With all variables large enough that the rule is compiled for them."""
-    with mock.patch.object(fused, "COMPILE_FROM", 0):
-        return case(strategy)
+    model = text_model(strategy, OPTIMIZERS["yogi"])
+    keras_yogi.warm_start(model, *faulty_texts(), batch_size=BATCH)
+    return {"started": end_of(model), "trained on": fit_texts(model, epochs=1)}
 
 
 def slot_as_seen(strategy: Strategy) -> list[Any]:
@@ -189,16 +195,16 @@ def documented() -> dict[str, Any]:
 
 
 def record(cases: dict[str, Callable[[], Any]], file: Path) -> None:
-    results = {}
-    for name, case in cases.items():
-        try:
-            results[name] = {"result": case()}
-        except Exception as error:  # what a case ends with is for the tests to judge
-            results[name] = {"error": f"{type(error).__name__}: {error}"}
-    file.write_text(json.dumps(results), encoding="utf-8")
+    with file.open("w", encoding="utf-8") as lines:
+        for name, case in cases.items():
+            try:
+                line = {"case": name, "result": case()}
+            except Exception as error:  # what a case ends with is for the tests to judge
+                line = {"case": name, "error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(line), file=lines, flush=True)
 
 
-def under(strategy: Strategy, cases: dict[str, Case]) -> dict[str, Callable[[], Any]]:
+def under(strategy: Strategy, cases: dict[str, StrategyCase]) -> dict[str, Callable[[], Any]]:
     return {name: partial(case, strategy) for name, case in cases.items()}
 
 
@@ -215,28 +221,25 @@ def mirrored(folder: Path) -> None:
     cases = {
         **under(strategy, {**LOOPS, **OTHER_MODES, **REFUSED, **BESIDE_KERAS}),
         **{f"{n}, central": c for n, c in under(central, stored_centrally).items()},
-        **{f"fit, {n}": partial(fit, strategy, n) for n in FITS if n != "keras"},
-        "fit, yogi, one device": partial(fit, one, "yogi"),
-        "fit, yogi, central": partial(fit, central, "yogi"),
+        **{f"fit, {n}": partial(fit_case, strategy, n) for n in FITS if n != "keras"},
+        "fit, yogi, one device": partial(fit_case, one, "yogi"),
+        "fit, yogi, central": partial(fit_case, central, "yogi"),
         "saving": partial(saving, strategy, folder),
-        **{
-            f"{o}, plain, compiled": partial(with_compiled_rule, LOOPS[f"{o}, plain"], strategy)
-            for o in OPTIMIZERS
-        },
+        **under(strategy, COMPILED_RULES),
         "warm_start": partial(warm_start, strategy),
         "get_slot": partial(slot_as_seen, strategy),
         "documentation": lambda: [float(loss) for loss in documentation["losses"]],
     }
-    record(cases, folder / "mirrored.json")
+    record(cases, folder / "mirrored.jsonl")
 
 
 def worker(folder: Path) -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     cases = {
         **under(strategy, {name: LOOPS[name] for name in WORKER_LOOPS}),
-        **{f"fit, {name}": partial(fit, strategy, name) for name in ("yogi", "keras")},
+        **{f"fit, {name}": partial(fit_case, strategy, name) for name in ("yogi", "keras")},
     }
-    record(cases, folder / f"worker-{strategy.cluster_resolver.task_id}.json")
+    record(cases, folder / f"worker-{strategy.cluster_resolver.task_id}.jsonl")
 
 
 def parameters(folder: Path) -> None:
@@ -251,8 +254,12 @@ def parameters(folder: Path) -> None:
         with strategy.scope():
             return type(optimizer()).__module__
 
-    cases = {name: partial(construct, optimizer) for name, optimizer in OPTIMIZERS.items()}
-    record(cases, folder / "parameters.json")
+    cases = {
+        name: partial(construct, optimizer)
+        for name, optimizer in OPTIMIZERS.items()
+        if name in OURS
+    }
+    record(cases, folder / "parameters.jsonl")
 
 
 if __name__ == "__main__":

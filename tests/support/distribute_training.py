@@ -11,44 +11,29 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import keras
 import numpy as np
 import tensorflow as tf
-from reference import Array, hard_gradients, initial_weights
 
 import keras_yogi
+from support.cases import CASES
+from support.models import LENGTH as TEXT_LENGTH
+from support.models import VOCABULARY, texts
+from support.reference import Array
+from support.training import hard_gradients, initial_weights, variables_of
 
 Strategy = tf.distribute.Strategy
 
 OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
-    "adam": lambda **k: keras_yogi.Adam(**{"learning_rate": 0.05, **k}),
-    "amsgrad": lambda **k: keras_yogi.Adam(**{"learning_rate": 0.05, "amsgrad": True, **k}),
-    "yogi": lambda **k: keras_yogi.Yogi(**{"learning_rate": 0.05, **k}),
-}
-# keras.optimizers.Adam, and the optimizer here that computes the same.
-TWINS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
-    "keras": lambda **k: keras.optimizers.Adam(**{"learning_rate": 0.05, "epsilon": 1e-3, **k}),
+    **{name: CASES[name].optimizer for name in ("adam", "amsgrad", "yogi")},
+    # keras.optimizers.Adam, and the optimizer here that computes the same.
+    "keras": lambda **k: keras.optimizers.Adam(**{"learning_rate": 0.0625, "epsilon": 1e-3, **k}),
     "ours": lambda **k: keras_yogi.Adam(
-        **{"learning_rate": 0.05, "epsilon": 1e-3, "epsilon_hat": True, **k}
+        **{"learning_rate": 0.0625, "epsilon": 1e-3, "epsilon_hat": True, **k}
     ),
 }
-SCHEDULE = keras.optimizers.schedules.ExponentialDecay(0.1, decay_steps=4, decay_rate=0.5)
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "schedule": {"learning_rate": SCHEDULE},
-    "weight_decay": {"weight_decay": 0.1},
-    "ema": {"use_ema": True, "ema_momentum": 0.9},
-    "skip_nonfinite": {"skip_nonfinite": True},
-    "lazy": {"sparse_update": "lazy"},  # the same here, where every step names the same rows
-}
-# Keras clips what each replica has, before the replicas' gradients are summed.
-CLIPPING: dict[str, dict[str, Any]] = {
-    "clipvalue": {"clipvalue": 0.5},
-    "clipnorm": {"clipnorm": 0.7},
-    "global_clipnorm": {"global_clipnorm": 1.5},
-}
+OURS = ("adam", "amsgrad", "yogi")
+# With "lazy", as here every step names the same rows, the same as without.
+IN_A_GRAPH = ("plain", "schedule", "weight_decay", "ema", "skip_nonfinite", "lazy")
 # Keras puts the all-reduce of these into a condition, which tf.distribute refuses in a graph.
-EAGER_ONLY: dict[str, dict[str, Any]] = {
-    "accumulation": {"gradient_accumulation_steps": 2},
-    "ema_overwrite": {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 2},
-}
+EAGER_ONLY = ("accumulation", "ema, overwriting")
 
 
 # A loop of one's own, with given gradients
@@ -59,12 +44,12 @@ ROWS, WIDTH = 7, 3
 INDICES = np.array([[2, 5, 2, 0, 0, 5], [2, 2, 6, 5, 2, 6]])
 
 
-def weights() -> list[Array]:
+def replica_weights() -> list[Array]:
     """Three variables with dense gradients, and the embedding table."""
     return [*initial_weights(), np.ones((ROWS, WIDTH))]
 
 
-def gradients() -> list[list[Array]]:
+def replica_gradients() -> list[list[Array]]:
     """For each step: for each variable: what replica 0 and replica 1 have, stacked.
 
     The table's are the pieces that belong to INDICES: eighths, which float32 adds without rounding
@@ -85,13 +70,13 @@ FAULTS = {4: (1, 0, np.nan), 9: (0, 3, np.inf)}  # step: replica, variable, what
 
 def faulty_gradients() -> list[list[Array]]:
     """The same, with a gradient that is not finite on one replica, the other's being in order."""
-    steps = gradients()
+    steps = replica_gradients()
     for step, (replica, variable, fault) in FAULTS.items():
         steps[step][variable][replica].flat[0] = fault
     return steps
 
 
-MODES = {
+REPLICA_MODES = {
     "graph": lambda step: tf.function(step, autograph=False),
     "autograph": tf.function,  # its default; tracing takes twice as long
     "eager": lambda step: step,
@@ -109,11 +94,11 @@ def trajectories(
     Args:
         strategy: with as many replicas as the gradients have.
         optimizer: makes one.
-        steps: like `gradients()`, of all variables or the first few.
-        mode: one of MODES.
+        steps: like `replica_gradients()`, of all variables or the first few.
+        mode: one of REPLICA_MODES.
     """
     with strategy.scope():
-        variables = [keras.Variable(w, dtype="float32") for w in weights()[: len(steps[0])]]
+        variables = variables_of(replica_weights()[: len(steps[0])])
         optimizer_ = optimizer()
         optimizer_.build(variables)
 
@@ -132,20 +117,25 @@ def trajectories(
     def on_replicas(variable: keras.Variable) -> list[Any]:
         return [v.numpy().tolist() for v in strategy.experimental_local_results(variable.value)]
 
-    def slots() -> dict[str, list[keras.Variable]]:
-        if hasattr(optimizer_, "slots"):
-            return optimizer_.slots()
-        return {"momentum": optimizer_._momentums, "velocity": optimizer_._velocities}
+    def slot(variable: keras.Variable, name: str) -> keras.Variable:
+        """That of Keras's own optimizers too, which they know by its path alone."""
+        (of_name,) = [
+            v for v in optimizer_.variables if v.path.endswith(f"/{variable.path}_{name}")
+        ]
+        return of_name
+
+    names = ["momentum", "velocity", "velocity_hat"]
+    names = [n for n in names if any(v.path.endswith(n) for v in optimizer_.variables)]
 
     def state() -> list[list[dict[str, Any]]]:
         values = [
-            {"weights": on_replicas(v), **{n: on_replicas(s[i]) for n, s in slots().items()}}
-            for i, v in enumerate(variables)
+            {"weights": on_replicas(v), **{n: on_replicas(slot(v, n)) for n in names}}
+            for v in variables
         ]
         replicas = range(len(values[0]["weights"]))
         return [[{n: x[r] for n, x in of_v.items()} for of_v in values] for r in replicas]
 
-    run = MODES[mode](step)
+    run = REPLICA_MODES[mode](step)
     states = [state()]
     for row in steps:
         run([tf.constant(g) for g in row])
@@ -164,24 +154,18 @@ def trajectories(
 
 # `fit`
 
-VOCABULARY, LENGTH, BATCH = 50, 12, 32
+BATCH = 32
 
 
-def data(faulty: bool = False) -> tuple[Array, Array]:
-    """Texts, and how much of each is the most frequent word. Words come several times in a batch.
-
-    Args:
-        faulty: one label is a NaN, in the half of the first batch that replica 1 gets.
-    """
-    random = np.random.default_rng(4)
-    words = np.minimum(random.zipf(1.3, size=(128, LENGTH)) - 1, VOCABULARY - 1)
-    labels = (words == 0).mean(axis=1, keepdims=True).astype("float32")
+def faulty_texts(faulty: bool = False) -> tuple[Array, Array]:
+    """With `faulty`, one label is a NaN, in the half of the first batch that replica 1 gets."""
+    words, labels = texts()
     if faulty:
         labels[BATCH - 1] = np.nan
-    return words.astype("int32"), labels
+    return words, labels
 
 
-def compiled(
+def text_model(
     strategy: Strategy, optimizer: Callable[[], keras.optimizers.Optimizer], **arguments: Any
 ) -> keras.Model:
     with strategy.scope():
@@ -192,19 +176,19 @@ def compiled(
             keras.layers.Dense(4, activation="tanh"),
             keras.layers.Dense(1),
         ]
-        model = keras.Sequential([keras.Input((LENGTH,), dtype="int32"), *layers])
+        model = keras.Sequential([keras.Input((TEXT_LENGTH,), dtype="int32"), *layers])
         model.compile(optimizer(), loss="mse", **arguments)
     return model
 
 
-def train(model: keras.Model, epochs: int = 3, faulty: bool = False) -> dict[str, Any]:
+def fit_texts(model: keras.Model, epochs: int = 3, faulty: bool = False) -> dict[str, Any]:
     """Trains on, and tells how it ends."""
-    x, y = data(faulty)
+    x, y = faulty_texts(faulty)
     model.fit(x, y, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0)
-    return state_of(model)
+    return end_of(model)
 
 
-def state_of(model: keras.Model) -> dict[str, Any]:
+def end_of(model: keras.Model) -> dict[str, Any]:
     optimizer, variables = model.optimizer, model.trainable_variables
     return {
         "weights": [v.numpy().tolist() for v in variables],
@@ -217,7 +201,7 @@ def state_of(model: keras.Model) -> dict[str, Any]:
 SLOTS = ("momentum", "velocity")
 
 
-def save(model: keras.Model, folder: Path) -> None:
+def save_model(model: keras.Model, folder: Path) -> None:
     """In all three forms."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / "model.keras")
@@ -225,14 +209,14 @@ def save(model: keras.Model, folder: Path) -> None:
     tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(str(folder / "checkpoint"))
 
 
-def load(
+def load_model(
     strategy: Strategy, optimizer: Callable[[], keras.optimizers.Optimizer], form: str, folder: Path
 ) -> keras.Model:
     """The model as it was saved in that form, under this strategy."""
     if form == "keras":
         with strategy.scope():
             return keras.models.load_model(folder / "model.keras")
-    model = compiled(strategy, optimizer)
+    model = text_model(strategy, optimizer)
     with strategy.scope():
         model.optimizer.build(model.trainable_variables)
         if form == "weights.h5":

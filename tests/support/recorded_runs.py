@@ -5,17 +5,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from golden.formulas import Formula
-from golden.recordings import MANIFEST, Recording, Trajectory
-from golden.replay import RecordedRates, replay
 from keras.optimizers import Optimizer
 from keras.optimizers.schedules import ExponentialDecay
 
 from keras_yogi import Adam, Yogi
+from support.peer_formulas import PeerFormula
+from support.recordings import MANIFEST, RecordedTrajectory, Recording
+from support.replay import RecordedRates, replay
 
 
 @dataclass(frozen=True)
-class Case:
+class RecordedRun:
     """One implementation in one setting, recorded as `recording`__f64 and/or `recording`__f32."""
 
     recording: str
@@ -23,7 +23,7 @@ class Case:
     learning_rate: Any
     arguments: Mapping[str, Any] = field(default_factory=dict)
     initial_slots: Mapping[str, float] = field(default_factory=dict)
-    # Where keras_yogi is not to be equal: the fields of the recorded `Formula` in which its own
+    # Where keras_yogi is not to be equal: the fields of the recorded `PeerFormula` in which its own
     # formula is another, and how far apart that takes the quantities it concerns, in float64.
     otherwise: Mapping[str, Any] = field(default_factory=dict)
     apart: Mapping[str, float] = field(default_factory=dict)
@@ -32,11 +32,11 @@ class Case:
     def names(self) -> list[str]:
         return [n for n in MANIFEST if n.rpartition("__")[0] == self.recording]
 
-    def formula(self, name: str) -> Formula:
+    def formula(self, name: str) -> PeerFormula:
         """What keras_yogi computes."""
-        return replace(Formula.of(name), **self.otherwise)
+        return replace(PeerFormula.of(name), **self.otherwise)
 
-    def run(self, recording: Recording, mode: str = "graph", **changed: Any) -> Trajectory:
+    def run(self, recording: Recording, mode: str = "graph", **changed: Any) -> RecordedTrajectory:
         """The run by keras_yogi; `changed` replaces arguments, to make a wrong variant."""
         exact = recording.dtype == "float64"
         rate = RecordedRates(recording) if exact else self.learning_rate
@@ -67,8 +67,8 @@ EXACT_ROWS = {"rows": "exact"}
 ROUNDED_DECAY = stored_as_float32(weight_decay=0.01)
 
 
-def _keras(setting: str, param: float, rate: Any = 0.001, **arguments: Any) -> Case:
-    return Case(
+def _keras(setting: str, param: float, rate: Any = 0.001, **arguments: Any) -> RecordedRun:
+    return RecordedRun(
         f"keras3_adam_{setting}",
         Adam,
         rate,
@@ -78,20 +78,20 @@ def _keras(setting: str, param: float, rate: Any = 0.001, **arguments: Any) -> C
     )
 
 
-def _tfa(setting: str, rate: Any = 0.01, **arguments: Any) -> Case:
-    return Case(f"tfa_yogi_{setting}", Yogi, rate, {**TFA, **arguments})
+def _tfa(setting: str, rate: Any = 0.01, **arguments: Any) -> RecordedRun:
+    return RecordedRun(f"tfa_yogi_{setting}", Yogi, rate, {**TFA, **arguments})
 
 
-CASES = [
-    Case("textbook_adam", Adam, 0.01),
-    Case("textbook_yogi", Yogi, 0.01, {"initial_accumulator_value": 0.0}),
+RECORDED_RUNS = [
+    RecordedRun("textbook_adam", Adam, 0.01),
+    RecordedRun("textbook_yogi", Yogi, 0.01, {"initial_accumulator_value": 0.0}),
     _keras("default", 2.4e-6),
     _keras("amsgrad", 2.4e-6, amsgrad=True),
     _keras("clipnorm", 1.4e-6, clipnorm=1.0),
     _keras("weight_decay", 2.4e-6, weight_decay=0.01),
     _keras("expdecay", 9.5e-6, DECAY),
     _keras("sparse_unique", 1.3e-6),
-    Case(
+    RecordedRun(
         "keras3_adam_sparse",
         Adam,
         0.001,
@@ -99,10 +99,10 @@ CASES = [
         otherwise={**EXACT_POWERS, **EXACT_ROWS},
         apart={"param": 0.033, "v": 0.64},
     ),
-    Case("tf215_legacy_adam_default", Adam, 0.001, LEGACY),
-    Case("tf215_legacy_adam_amsgrad", Adam, 0.001, {**LEGACY, "amsgrad": True}),
+    RecordedRun("tf215_legacy_adam_default", Adam, 0.001, LEGACY),
+    RecordedRun("tf215_legacy_adam_amsgrad", Adam, 0.001, {**LEGACY, "amsgrad": True}),
     _tfa("default"),
-    Case("tfa_yogi_default_f64hyper", Yogi, 0.01, {"epsilon_hat": True}),
+    RecordedRun("tfa_yogi_default_f64hyper", Yogi, 0.01, {"epsilon_hat": True}),
     _tfa("beta1_0", beta_1=0.0),
     _tfa("tanh", activation="tanh"),
     _tfa("l1", **stored_as_float32(l1_regularization_strength=0.01)),
@@ -114,16 +114,18 @@ CASES = [
     _tfa("expdecay", DECAY),
     _tfa("v0_1", initial_accumulator_value=1.0),
     # With β₁ = 0 a row without a gradient has no momentum to move it: nothing to differ in.
-    Case("tfa_yogi_sparse_beta1_0", Yogi, 0.01, {**TFA, "beta_1": 0.0}, otherwise=EXACT_ROWS),
-    Case("tfa_yogi_sparse", Yogi, 0.01, TFA, otherwise=EXACT_ROWS, apart={"param": 0.49}),
-    Case(
+    RecordedRun(
+        "tfa_yogi_sparse_beta1_0", Yogi, 0.01, {**TFA, "beta_1": 0.0}, otherwise=EXACT_ROWS
+    ),
+    RecordedRun("tfa_yogi_sparse", Yogi, 0.01, TFA, otherwise=EXACT_ROWS, apart={"param": 0.49}),
+    RecordedRun(
         "optax_adam_lr1e-2_eps1e-6",
         Adam,
         0.01,
         otherwise=EXACT_POWERS,
         apart={"param": 8.9e-6},
     ),
-    Case(
+    RecordedRun(
         "optax_yogi_lr1e-2",
         Yogi,
         0.01,
@@ -131,7 +133,7 @@ CASES = [
         otherwise=EXACT_POWERS,
         apart={"param": 4.5e-6},
     ),
-    Case(
+    RecordedRun(
         "optax_scale_by_yogi_v0_0",
         Yogi,
         0.01,
@@ -139,8 +141,8 @@ CASES = [
         otherwise=EXACT_POWERS,
         apart={"param": 4.5e-6},
     ),
-    Case("torch_adam_lr1e-2_eps1e-6", Adam, 0.01),
-    Case(
+    RecordedRun("torch_adam_lr1e-2_eps1e-6", Adam, 0.01),
+    RecordedRun(
         "torch_adamw_wd1e-2",
         Adam,
         0.001,
@@ -148,7 +150,7 @@ CASES = [
         otherwise=ROUNDED_DECAY,
         apart={"param": 1.3e-11},
     ),
-    Case(
+    RecordedRun(
         "torch_sparse_adam",
         Adam,
         0.01,
@@ -156,6 +158,8 @@ CASES = [
         otherwise=EXACT_ROWS,
         apart={"param": 0.35, "m": 3.2, "v": 0.034},
     ),
-    Case("torch_optimizer_yogi_default", Yogi, 0.01, initial_slots=MOMENTUM_TOO),
-    Case("pytorch_optimizer_yogi_default", Yogi, 0.01, initial_slots=MOMENTUM_TOO),
+    RecordedRun("torch_optimizer_yogi_default", Yogi, 0.01, initial_slots=MOMENTUM_TOO),
+    RecordedRun("pytorch_optimizer_yogi_default", Yogi, 0.01, initial_slots=MOMENTUM_TOO),
 ]
+
+RUN_OF = {name: run for run in RECORDED_RUNS for name in run.names}

@@ -1,0 +1,1 @@
+"""What the tests share: the reference, the table of cases, models, comparisons, processes."""

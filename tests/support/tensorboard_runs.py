@@ -1,0 +1,85 @@
+"""A small model that keras_yogi.TensorBoard watches, and what is in its event files."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+from tensorboard.backend.event_processing import event_file_loader
+from tensorboard.util import tensor_util
+
+from keras_yogi.diagnostics.gauge import FIGURES
+
+LAYERS = {
+    "embed": ["embed/embeddings"],
+    "hidden": ["hidden/kernel", "hidden/bias"],
+    "out": ["out/kernel", "out/bias"],
+}
+VARIABLES = [variable for of_layer in LAYERS.values() for variable in of_layer]
+OF_MODEL = ["learning_rate", *FIGURES, "skipped_steps", "untouched_rows"]
+SCALARS = {f"optimizer/{figure}" for figure in OF_MODEL}
+OF_LAYERS = {
+    *(f"optimizer_layers/{variable}/{figure}" for variable in VARIABLES for figure in FIGURES),
+    "optimizer_layers/embed/embeddings/untouched_rows",
+}
+HISTOGRAMS = {
+    f"optimizer_layers/{layer}/log10_{what}"
+    for layer in LAYERS
+    for what in ("effective_learning_rate", "root_velocity", "update")
+}
+PAGES = {
+    "optimizer/config",
+    "_hparams_/experiment",
+    "_hparams_/session_start_info",
+    "_hparams_/session_end_info",
+    "custom_scalars__config__",
+}
+
+
+def lookups():
+    random = np.random.default_rng(0)
+    x = random.integers(0, 20, (48, 3))
+    return x, np.sin(x.sum(axis=1, keepdims=True)).astype("float32")
+
+
+def lookup_model(optimizer, dropout=0.0):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((3,), dtype="int32"),
+            keras.layers.Embedding(30, 4, name="embed"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5, activation="tanh", name="hidden"),
+            keras.layers.Dropout(dropout),
+            keras.layers.Dense(1, name="out"),
+        ]
+    )
+    model.compile(optimizer, loss="mse", metrics=["mae"])
+    return model
+
+
+def fit_lookups(model, callback, epochs=2, **arguments):
+    """Three batches an epoch."""
+    arguments = {"batch_size": 16, "verbose": 0, **arguments}
+    return model.fit(*lookups(), epochs=epochs, callbacks=[callback], **arguments)
+
+
+def events(folder):
+    """What the event files of a folder hold: (tag, plugin) → {step: value}, in order."""
+    found = {}
+    for path in sorted(Path(folder).glob("events.out.tfevents.*")):
+        for event in event_file_loader.EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                key = value.tag, value.metadata.plugin_data.plugin_name
+                number = (
+                    tensor_util.make_ndarray(value.tensor) if value.HasField("tensor") else None
+                )
+                found.setdefault(key, []).append((event.step, number))
+    return found
+
+
+def tags(folder, plugin=None):
+    return {tag for tag, kind in events(folder) if plugin in (None, kind)}
+
+
+def scalars(folder, tag):
+    return {step: value.item() for step, value in events(folder)[tag, "scalars"]}

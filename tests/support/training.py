@@ -1,0 +1,81 @@
+"""Variables, gradients that are hard to follow, and optimizers that follow them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from support.backend import COMPILED, MODES, array, tensor
+from support.reference import Array
+
+SHAPES = [(4, 3), (5,), ()]
+
+
+def initial_weights() -> list[Array]:
+    random = np.random.default_rng(1)
+    return [random.normal(size=shape) for shape in SHAPES]
+
+
+def hard_gradients(steps: int = 15) -> list[list[Array]]:
+    """Heavy tails (Student's t with 2 degrees of freedom), scales from 1e-3 to 1e2, 30 % exact
+    zeros, one whole step of zeros: what puts v on both sides of g² and tells rules apart.
+    """
+    random = np.random.default_rng(2)
+    scales = [10.0 ** random.uniform(-3, 2, size=shape) for shape in SHAPES]
+    rows = []
+    for step in range(steps):
+        row = [
+            scale * random.standard_t(2, size=scale.shape) * (random.random(scale.shape) > 0.3)
+            for scale in scales
+        ]
+        rows.append([np.zeros_like(g) if step == 6 else g.astype("float32") for g in row])
+    return rows
+
+
+def variables_of(weights: Sequence[Array], dtype: str = "float32") -> list[keras.Variable]:
+    return [keras.Variable(np.array(w), dtype=dtype, name=f"w{i}") for i, w in enumerate(weights)]
+
+
+def take_steps(
+    optimizer: Any,
+    variables: Sequence[keras.Variable],
+    rows: Sequence[Sequence[Array | None]],
+    mode: str = COMPILED,
+) -> None:
+    """Applies one row of gradients after another."""
+    if not optimizer.built:
+        optimizer.build(variables)
+    step = MODES[mode](optimizer, variables)
+    for row in rows:
+        pairs = zip(row, variables, strict=True)
+        step([g if g is None else tensor(g, v.dtype) for g, v in pairs])
+
+
+def state_of(optimizer: Any, variables: Sequence[keras.Variable]) -> list[dict[str, Array]]:
+    """Weights and slots of each variable."""
+    return [
+        {
+            "weights": array(v.value),
+            **{name: array(optimizer.get_slot(v, name)) for name in optimizer.slots()},
+        }
+        for v in variables
+    ]
+
+
+def trajectory(
+    optimizer: keras.optimizers.Optimizer,
+    weights: Sequence[Array],
+    gradients: Sequence[Sequence[Array]],
+    mode: str = "eager",
+    dtype: str = "float32",
+) -> list[list[dict[str, Array]]]:
+    """Weights and slots of each variable, before the first step and after each."""
+    variables = variables_of(weights, dtype)
+    optimizer.build(variables)
+    step = MODES[mode](optimizer, variables)
+    states = [state_of(optimizer, variables)]
+    for row in gradients:
+        step([tensor(g, dtype) for g in row])
+        states.append(state_of(optimizer, variables))
+    return states
