@@ -468,7 +468,8 @@ class OptimizerMachine(RuleBasedStateMachine):
         for side in self.sides:
             setattr(side.optimizer, name, value)
             assert getattr(side.optimizer, name) == value
-            assert side.optimizer.get_config()[name] == value
+            if not self.rate_is_callable:  # which Keras cannot write into a config
+                assert side.optimizer.get_config()[name] == value
         for reference in self.reference.of_each:
             setattr(reference, name, value)
         self.graph = None
@@ -544,7 +545,7 @@ class OptimizerMachine(RuleBasedStateMachine):
         """Into the same optimizer or one made of its config; into the same or the other engine."""
         number = data.draw(st.integers(0, len(self.saved) - 1), label="which")
         name, saved, before, remembered = self.saved[number]
-        if fresh and not self.rate_is_callable:  # which Keras cannot write into a config
+        if fresh and not self.rate_is_callable:
             self.sides = [side.fresh() for side in self.sides]
             self.graph = None
         order = [1, 0] if swap else [0, 1]
