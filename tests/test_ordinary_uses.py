@@ -1,5 +1,5 @@
-"""What works with keras.optimizers.Adam works with ours, with every engine: uses that a model, a
-training loop or a server may have of an optimizer without thinking of it.
+"""What works with keras.optimizers.Adam works with ours, with every engine: what a model, a loop or
+a server may ask of an optimizer without thinking of it.
 """
 
 import subprocess
@@ -59,7 +59,7 @@ def test_a_batch_that_names_no_rows(make, sparse_update, shape, mode):
     """The table stays, or moves as if its gradient were zero; the other variables move."""
 
     def run(of_no_rows):
-        table, bias = variables = ones(shape, (3,))
+        variables = ones(shape, (3,))
         optimizer = make(0.0625, sparse_update=sparse_update)
         optimizer.build(variables)
 
@@ -69,7 +69,7 @@ def test_a_batch_that_names_no_rows(make, sparse_update, shape, mode):
 
         step = MODES[mode](step)
         step(tf.ones((2, shape[1])), tf.constant([1, 3]))
-        after_one = table.numpy().copy()
+        after_one = variables[0].numpy().copy()
         if of_no_rows:
             step(tf.zeros((0, shape[1])), tf.zeros(0, "int32"))
         else:
@@ -198,7 +198,7 @@ def test_threads_train_variables_of_their_own(make, mode):
 
     def run(in_threads):
         groups = [ones(*[(16, 16)] * 4, (5,)) for _ in range(4)]
-        variables = sum(groups, [])
+        variables = [variable for group in groups for variable in group]
         optimizer = make(0.0625)
         optimizer.build(variables)
         optimizer.iterations.assign(late)
@@ -306,7 +306,9 @@ def test_a_learning_rate_is_not_rounded_to_float32_for_float64_weights(make, mod
 
 @every_optimizer
 def test_fit_on_a_dataset_of_unknown_length_makes_a_step_a_batch(make):
-    """The end of the data must not count as a batch: neither in t nor in the weight decay."""
+    """The end of the data must not count as a batch: neither in t nor in the weight decay. (With
+    Keras's own optimizers it does.)
+    """
     x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 
     def run(length_is_known):

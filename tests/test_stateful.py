@@ -325,8 +325,10 @@ class OptimizerMachine(RuleBasedStateMachine):
     @operation(
         "threads",
         # Averages are of all variables, and so is the end of an accumulation: whose step is first?
-        lambda machine: len(machine.active) > 1
-        and not {"use_ema", "gradient_accumulation_steps"} & set(machine.options),
+        lambda machine: (
+            len(machine.active) > 1
+            and not {"use_ema", "gradient_accumulation_steps"} & set(machine.options)
+        ),
     )
     @rule(data=st.data(), in_graphs=st.booleans(), steps=st.integers(1, 4))
     def apply_in_two_threads(self, data, in_graphs, steps):
@@ -335,8 +337,7 @@ class OptimizerMachine(RuleBasedStateMachine):
         """
         cut = data.draw(st.integers(1, len(self.active) - 1), label="cut")
         plans = [
-            self.draw_plan(data, among=names)
-            for names in (self.active[:cut], self.active[cut:])
+            self.draw_plan(data, among=names) for names in (self.active[:cut], self.active[cut:])
         ]
         tensors = [[self.draw_tensors(data, plan) for _ in range(steps)] for plan in plans]
         calls, self.reference.calls = self.reference.calls, 10**6

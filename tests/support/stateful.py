@@ -19,7 +19,6 @@ from contract import KerasReference
 from reference import Array
 
 
-
 class Kind(NamedTuple):
     """A variable's shape and dtype, and whether rows of it may have a gradient."""
 
@@ -315,5 +314,3 @@ ROADS = {
     "file": Road(_save_file, _load_file, False),
     "checkpoint": Road(_save_checkpoint, _load_checkpoint, True),
 }
-
-
