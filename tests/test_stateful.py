@@ -203,23 +203,25 @@ class OptimizerMachine(RuleBasedStateMachine):
 
     # Steps
 
-    def draw_plan(self, data, statics=("known",), among=None, forms=()):
+    def draw_plan(self, data, statics=("known",), among=None):
         """Some variables in some order, and how the gradient of each looks."""
-        among = list(self.active if among is None else among)
+        never_trained = [name for name in self.kinds if name not in self.trained]
+        among = list(among or [*self.active, *never_trained])
         some = st.lists(st.sampled_from(among), min_size=1, unique=True)
         names = data.draw(st.just(among) | st.permutations(among) | some, label="order")
         plan = {}
         for name in names:
             kind = KINDS[name]
-            possible = ["dense", *forms, *(["none"] if len(names) > 1 else [])]
+            possible = ["dense", "none"] if kind.is_trained else ["none"]
             if kind.has_rows:
                 rows = ["rows", "many pieces", "no rows"]
-                possible = [f for f in rows if not without(f)] + possible
+                possible = [form for form in rows if not without(form)] + possible
             form = data.draw(st.sampled_from(possible), label=f"gradient of {name}")
             static = data.draw(st.sampled_from(statics), label="static") if form != "none" else ""
             plan[name] = Gradient(kind, form, static)
-        if all(gradient.form == "none" for gradient in plan.values()):
-            plan[names[0]] = Gradient(KINDS[names[0]], "dense")
+        if all(gradient.form == "none" for gradient in plan.values()):  # not a step: an error
+            name = next((name for name in names if name in self.trained), among[0])
+            plan[name] = Gradient(KINDS[name], "dense")
         return plan
 
     def draw_tensors(self, data, plan):
@@ -294,9 +296,10 @@ class OptimizerMachine(RuleBasedStateMachine):
     def apply_what_is_not_finite(self, data, in_a_graph):
         """Such a step is skipped, and counted."""
         plan = self.draw_plan(data)
-        name = data.draw(st.sampled_from(list(plan)), label="not a number")
-        if KINDS[name].shape == (0,):
+        names = [name for name in plan if name in self.trained and KINDS[name].shape != (0,)]
+        if not names:
             return
+        name = data.draw(st.sampled_from(names), label="not a number")
         plan[name] = Gradient(KINDS[name], "not a number")
         before = [side.snapshot() for side in self.sides]
         graph = lambda step: tf.function(step, autograph=False) if in_a_graph else step  # noqa: E731
@@ -484,22 +487,21 @@ class OptimizerMachine(RuleBasedStateMachine):
         optimizer = self.sides[0].optimizer
         name, value = bad
         if of_built and not without("fixed hyperparameters"):
-            names = ["amsgrad", "initial_accumulator_value", "skip_nonfinite", "sparse_update"]
-            names = [name for name in names if hasattr(optimizer, name)]
+            other = {
+                "amsgrad": lambda old: not old,
+                "skip_nonfinite": lambda old: not old,
+                "initial_accumulator_value": lambda old: old + 1.0,
+                "sparse_update": lambda old: "lazy" if old == "exact" else "exact",
+            }
+            names = [name for name in other if hasattr(optimizer, name)]
             name = data.draw(st.sampled_from(names), label="fixed")
-            old = getattr(optimizer, name)
-            other = {"exact": "lazy", "lazy": "exact"}
-            value = other[old] if name == "sparse_update" else (not old or old + 1.0)
-            value = not old if isinstance(old, bool) else value
+            value = other[name](getattr(optimizer, name))
         for side in self.sides:
-            before = side.snapshot()
-            rate_is_a_number = not callable(side.optimizer._learning_rate)
-            old = getattr(side.optimizer, name) if rate_is_a_number else None
-            old = float(old) if name == "learning_rate" and rate_is_a_number else old
+            before, old = side.snapshot(), getattr(side.optimizer, name)
+            old = float(old) if name == "learning_rate" else old
             with pytest.raises((ValueError, AttributeError, TypeError), match=name):
                 setattr(side.optimizer, name, value)
-            if rate_is_a_number:
-                assert getattr(side.optimizer, name) == old
+            assert getattr(side.optimizer, name) == old
             assert_identical(before, side.snapshot(), "after a value that was refused")
 
     # Saving and restoring
@@ -508,20 +510,14 @@ class OptimizerMachine(RuleBasedStateMachine):
         return copy.deepcopy(self.reference), dict(self.largest), self.skipped
 
     def recall(self, remembered):
-        rules = [(r.beta_1, r.beta_2, r.epsilon) for r in self.reference.of_each[:1]]
-        regularization = [
-            (r.l1_regularization_strength, r.l2_regularization_strength)
-            for r in self.reference.of_each[:1]
-        ]
-        rate = self.reference.learning_rate
-        reference, largest, self.skipped = copy.deepcopy(remembered)
-        # A file holds the state. What is an argument stays, and a callable is one.
-        for r in reference.of_each:
-            r.beta_1, r.beta_2, r.epsilon = rules[0]
-            r.l1_regularization_strength, r.l2_regularization_strength = regularization[0]
+        """A file holds the state. What is an argument stays, and a callable is one."""
+        now, rate = self.reference.of_each[0], self.reference.learning_rate
+        self.reference, self.largest, self.skipped = copy.deepcopy(remembered)
+        for reference in self.reference.of_each:
+            for name in (*hyperparameter_values, *proximal_values):
+                setattr(reference, name, getattr(now, name))
         if self.rate_is_callable:
-            reference.learning_rate = rate
-        self.reference, self.largest = reference, largest
+            self.reference.learning_rate = rate
 
     @operation("save", lambda machine: len(machine.saved) < 3)
     @rule(data=st.data())
