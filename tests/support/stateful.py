@@ -95,7 +95,7 @@ class Gradient:
             values = np.full(shape, np.nan)
         if self.form in ("dense", "not a number"):
             return [values]
-        rows = self.kind.shape[0] if self.form == "rows" else 2
+        rows = self.kind.shape[0] if self.form == "rows" else 1
         return [values, random.integers(0, rows, size=len(values)).astype("int32")]
 
     def tensors(self, arrays: Sequence[Array]) -> list[tf.Tensor]:
