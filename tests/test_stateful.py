@@ -196,6 +196,7 @@ class OptimizerMachine(RuleBasedStateMachine):
         self.graph = None
         self.compilations = 0
         self.models_saved = 0
+        self.drawn = 0
 
     def allows(self, options, name):
         """What Keras's own optimizers can do."""
@@ -232,11 +233,15 @@ class OptimizerMachine(RuleBasedStateMachine):
         return plan
 
     def draw_tensors(self, data, plan):
+        """Others every time, whatever is drawn: where the same gradient comes again and again,
+        Yogi's v ends at its square, and which of the two is larger is up to the last bit.
+        """
         seed = data.draw(st.integers(0, 2**16), label="seed")
-        tensors = {}
-        for number, (name, gradient) in enumerate(plan.items()):
-            tensors[name] = gradient.tensors(gradient.arrays([seed, number]))
-        return tensors
+        self.drawn += 1
+        return {
+            name: gradient.tensors(gradient.arrays([seed, self.drawn, number]))
+            for number, (name, gradient) in enumerate(plan.items())
+        }
 
     def expect(self, plan, tensors):
         """The reference's step."""
@@ -393,39 +398,37 @@ class OptimizerMachine(RuleBasedStateMachine):
         names = st.lists(st.sampled_from(self.active), min_size=1, unique=True)
         self.active = data.draw(names, label="go on with")
 
-    @operation("weights")
+    @operation("set values")
     @rule(data=st.data(), seed=st.integers(0, 2**16))
-    def set_weights_of_a_variable(self, data, seed):
+    def set_weights_or_a_slot(self, data, seed):
         name = data.draw(st.sampled_from(self.trained), label="variable")
-        value = tf.constant(KINDS[name].values(np.random.default_rng(seed)), KINDS[name].dtype)
+        parts = ["weights", *self.sides[0].optimizer.slots()]
+        part = data.draw(st.sampled_from(parts), label="part")
+        value = KINDS[name].values(np.random.default_rng(seed))
+        value = value**2 if "velocity" in part else value
+        value = tf.constant(value, KINDS[name].dtype)
         for side in self.sides:
-            side.variables[name].assign(value)
-        self.of(name).weights = tf.cast(value, "float64").numpy()
+            variable = side.variables[name]
+            if part == "weights":
+                variable.assign(value)
+            else:
+                side.optimizer.set_slot(variable, part, value)
+        stored = tf.cast(value, "float64").numpy()
+        if part == "weights":
+            self.of(name).weights = stored
+        else:
+            self.of(name).slots[part] = stored
 
     def of(self, name):
         """The reference of one variable."""
         return self.reference.of_each[self.trained.index(name)]
 
-    def draw_slot(self, data):
-        name = data.draw(st.sampled_from(self.trained), label="variable")
-        slots = list(self.sides[0].optimizer.slots())
-        return name, data.draw(st.sampled_from(slots), label="slot")
-
-    @operation("set_slot")
-    @rule(data=st.data(), seed=st.integers(0, 2**16))
-    def set_a_slot(self, data, seed):
-        name, slot = self.draw_slot(data)
-        value = KINDS[name].values(np.random.default_rng(seed))
-        value = tf.constant(value if slot == "momentum" else value**2, KINDS[name].dtype)
-        for side in self.sides:
-            side.optimizer.set_slot(side.variables[name], slot, value)
-        self.of(name).slots[slot] = tf.cast(value, "float64").numpy()
-
     @operation("slot arithmetic")
     @rule(data=st.data())
     def compute_with_a_slot(self, data):
         """A slot does what a variable does."""
-        name, slot = self.draw_slot(data)
+        name = data.draw(st.sampled_from(self.trained), label="variable")
+        slot = data.draw(st.sampled_from(list(self.sides[0].optimizer.slots())), label="slot")
         tolerance = 4 * UNIT[KINDS[name].dtype]
         for side in self.sides:
             index = list(side.variables).index(name)
@@ -456,34 +459,33 @@ class OptimizerMachine(RuleBasedStateMachine):
         reference = self.of(name)
         reference.slots[slot] = reference.slots[slot] * 0.5 + 0.25
 
-    @operation("learning_rate")
-    @rule(rate=learning_rates, other=st.sampled_from([0.01, 0.05]))
-    def set_the_learning_rate(self, rate, other):
-        if self.rate_is_callable:
-            rate = other
-            self.graph = None  # which holds what the callable gave
-        for side in self.sides:
-            side.optimizer.learning_rate = (lambda: rate) if self.rate_is_callable else rate
-        self.reference.learning_rate = rate
-
     @operation("hyperparameters")
     @rule(data=st.data())
     def set_a_hyperparameter(self, data):
-        """It counts from the next step on; graphs hold what they were traced with."""
-        optimizer = self.sides[0].optimizer
-        possible = dict(hyperparameter_values)
-        if hasattr(optimizer, "l1_regularization_strength") and not without("proximal"):
+        """It counts from the next step on; graphs hold what they were traced with, but for a
+        learning rate that is a number.
+        """
+        possible = {**hyperparameter_values, "learning_rate": learning_rates}
+        if self.rate_is_callable:
+            possible["learning_rate"] = st.sampled_from([0.01, 0.05])
+        if hasattr(self.sides[0].optimizer, "l1_regularization_strength"):
             possible.update(proximal_values)
         name = data.draw(st.sampled_from(list(possible)), label="hyperparameter")
         value = data.draw(possible[name], label="value")
+        is_rate = name == "learning_rate"
         for side in self.sides:
-            setattr(side.optimizer, name, value)
-            assert getattr(side.optimizer, name) == value
+            is_called = is_rate and self.rate_is_callable
+            setattr(side.optimizer, name, (lambda: value) if is_called else value)
+            np.testing.assert_allclose(float(getattr(side.optimizer, name)), value, rtol=1e-7)
             if not self.rate_is_callable:  # which Keras cannot write into a config
                 assert side.optimizer.get_config()[name] == value
-        for reference in self.reference.of_each:
-            setattr(reference, name, value)
-        self.graph = None
+        if is_rate:
+            self.reference.learning_rate = value
+        else:
+            for reference in self.reference.of_each:
+                setattr(reference, name, value)
+        if not is_rate or self.rate_is_callable:
+            self.graph = None
 
     @operation("bad hyperparameters")
     @rule(bad=bad_values)
@@ -524,10 +526,12 @@ class OptimizerMachine(RuleBasedStateMachine):
         if self.rate_is_callable:
             self.reference.learning_rate = rate
 
-    @operation("save", lambda machine: len(machine.saved) < 3)
+    @operation("save", lambda machine: len(machine.saved) < 2)
     @rule(data=st.data())
     def save(self, data):
-        """By one of the roads."""
+        self.save_by_a_road(data)
+
+    def save_by_a_road(self, data):
         strings = any(kind.dtype == "string" for kind in self.kinds.values())
         roads = [
             name
@@ -541,10 +545,13 @@ class OptimizerMachine(RuleBasedStateMachine):
             assert_identical(old, side.snapshot(), "after saving")
         self.saved.append((name, saved, before, self.remember()))
 
-    @operation("save", lambda machine: machine.saved)
+    @operation("save")
     @rule(data=st.data(), swap=st.booleans(), fresh=st.booleans())
     def restore(self, data, swap, fresh):
         """Into the same optimizer or one made of its config; into the same or the other engine."""
+        if not self.saved:
+            self.save_by_a_road(data)
+            self.step_all(data, self.draw_plan(data))
         number = data.draw(st.integers(0, len(self.saved) - 1), label="which")
         name, saved, before, remembered = self.saved[number]
         if fresh and not self.rate_is_callable:
@@ -663,7 +670,7 @@ def budget(examples, steps):
 
 
 def test_all_agree_after_any_sequence():
-    examples = 20 if DEVICES == 1 else 8
+    examples = 16 if DEVICES == 1 else 6
     run_state_machine_as_test(OptimizerMachine, settings=budget(examples, steps=10))
 
 

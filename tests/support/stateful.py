@@ -87,8 +87,8 @@ class Gradient:
         scale = 10.0 ** random.uniform(-2, 1, size=shape)
         values = scale * random.standard_t(2, size=shape) * (random.random(shape) > 0.2)
         if self.form == "many pieces":
-            # Added one by one in half precision, ones would not get beyond 256.
-            values = np.ones(shape)
+            # Added one by one in half precision, they would not get beyond 256 times their size.
+            values = np.full(shape, random.integers(1, 8) / 4)
         elif self.kind.is_half:  # numbers whose sums half precision holds exactly
             values = np.clip(np.round(4 * values), -20, 20) / 4
         if self.form == "not a number":
