@@ -564,7 +564,7 @@ class OptimizerMachine(RuleBasedStateMachine):
         self.recall(remembered)
 
     @operation("asynchronous")
-    @rule(data=st.data(), steps=st.integers(0, 12))
+    @rule(data=st.data(), steps=st.sampled_from([1, 30]))
     def save_while_training_goes_on(self, data, steps):
         """A checkpoint that is written in the background is of the moment when it was asked for."""
         options = tf.train.CheckpointOptions(experimental_enable_async_checkpoint=True)
