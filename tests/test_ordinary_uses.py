@@ -133,15 +133,16 @@ def test_a_gradient_of_which_a_graph_knows_the_dtype_alone(make, how):
     assert_same(run(True), run(False), 1e-6)
 
 
+@pytest.mark.parametrize("how", ["numpy_function", "unknown dimensions"])
 @every_optimizer
-def test_a_gradient_that_turns_out_to_have_another_shape(make):
+def test_a_gradient_that_turns_out_to_have_another_shape(make, how):
     """It is refused when the graph runs, and not broadcast."""
     variables = ones((3, 2), (2,))
     optimizer = make(0.0625)
     optimizer.build(variables)
 
     def step():
-        gradients = [hidden(np.ones((1, 2), "float32"), "numpy_function"), tf.ones(2)]
+        gradients = [hidden(np.ones((1, 2), "float32"), how), tf.ones(2)]
         optimizer.apply(gradients, variables)
 
     with pytest.raises(tf.errors.InvalidArgumentError):
