@@ -290,9 +290,8 @@ def test_a_multi_optimizer_is_looked_into():
 
 
 def test_an_optimizer_of_ones_own_is_diagnosed_for_free():
-    from keras_yogi.rules import AdaptiveRule
-
     from keras_yogi.optimizers import AdaptiveOptimizer
+    from keras_yogi.rules import AdaptiveRule
 
     class Slow(AdaptiveRule):
         def second_moments(self, gradient, momentum, velocity, *others):
