@@ -306,6 +306,7 @@ def test_a_learning_rate_is_not_rounded_to_float32_for_float64_weights(make, mod
 # Data
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # said by Keras, once
 @every_optimizer
 def test_fit_on_a_dataset_of_unknown_length_makes_a_step_a_batch(make):
     """The end of the data must not count as a batch: neither in t nor in the weight decay. (With
