@@ -43,10 +43,23 @@ collect_ignore = (
 )
 
 
+LONGEST = (
+    "test_distribute.py",
+    "test_examples.py",
+    "test_multi_worker.py",
+    "test_compare.py",
+    "test_keras_own_tests.py",
+    "test_faults.py",
+)
+"""The files that take longest come first: two processes are then busy to the end."""
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name in ON_EVERY_BACKEND:
             item.add_marker(pytest.mark.backends)
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(autouse=True)

@@ -24,9 +24,8 @@ class Between(keras.constraints.Constraint):
 @plain_case
 def test_constraints(case, mode):
     weights, gradients = initial_weights(), hard_gradients()
-    dtype = (
-        "float32" if BACKEND == "torch" else "float64"
-    )  # Keras's constraints compute in it there
+    # On PyTorch Keras's constraints compute in float32.
+    dtype = "float32" if BACKEND == "torch" else "float64"
     weights = [w.astype(dtype) for w in weights]
     optimizer, variables = case.optimizer(), variables_of(weights, dtype)
     variables[0].constraint = keras.constraints.NonNeg()

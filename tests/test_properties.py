@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.backend import array, tensor
+from support.backend import BACKEND, array, tensor
 from support.cases import BOTH
 from support.reference import Reference
 
@@ -23,7 +23,8 @@ pytestmark = pytest.mark.float64
 
 def examples(number):
     return settings(
-        max_examples=number,
+        # JAX compiles every operation anew for every shape.
+        max_examples=number // 10 if BACKEND == "jax" else number,
         derandomize=True,
         deadline=None,
         database=None,
