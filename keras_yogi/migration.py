@@ -7,9 +7,8 @@ from typing import Any
 
 import keras
 
-from keras_yogi import legacy_h5
+from keras_yogi import checks, legacy_h5
 from keras_yogi.legacy_h5 import PASS_CUSTOM_OBJECTS, LegacyFile, refusing
-from keras_yogi.optimizers import arguments
 from keras_yogi.optimizers.yogi import Yogi
 
 # What tfa.optimizers.Yogi.get_config returns, the same in all versions that had it (0.10 to 0.23).
@@ -73,7 +72,7 @@ def load_tfa(
             return _model(Path(path_or_config), safe_mode)
         if not isinstance(path_or_config, Mapping):
             rule = "a path or an optimizer config"
-            raise arguments.reject("path_or_config", rule, path_or_config)
+            raise checks.reject("path_or_config", rule, path_or_config)
         wrapped = "class_name" in path_or_config
         return _optimizer(_unwrapped(path_or_config) if wrapped else path_or_config)
 
@@ -81,7 +80,7 @@ def load_tfa(
 def _unwrapped(serialized: Mapping[str, Any]) -> Mapping[str, Any]:
     class_name, config = serialized.get("class_name"), serialized.get("config")
     if not isinstance(config, Mapping):
-        raise arguments.reject("config", "a dict, as the optimizer's get_config() gave it", config)
+        raise checks.reject("config", "a dict, as the optimizer's get_config() gave it", config)
     if class_name in ("Addons>Yogi", "Yogi"):
         return config
     inner = config.get("optimizer") or config.get("inner_optimizer")
@@ -105,8 +104,8 @@ def _optimizer(config: Mapping[str, Any]) -> Yogi:
             ours["learning_rate"] = legacy_h5.from_config(
                 keras.optimizers.schedules.deserialize, ours["learning_rate"]
             )
-    if decay := arguments.non_negative("decay", config.get("decay", 0.0)):
-        rate = arguments.non_negative("learning_rate beside decay", ours.get("learning_rate", 0.01))
+    if decay := checks.non_negative("decay", config.get("decay", 0.0)):
+        rate = checks.non_negative("learning_rate beside decay", ours.get("learning_rate", 0.01))
         ours["learning_rate"] = keras.optimizers.schedules.InverseTimeDecay(rate, 1, decay)
     return Yogi(**ours, epsilon_hat=True)
 

@@ -2,17 +2,16 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Unpack
 
 import keras
 from keras import ops
 
-from keras_yogi.optimizers import arguments
-from keras_yogi.optimizers.arguments import KerasArguments
+from keras_yogi import checks
+from keras_yogi.checks import KerasArguments
 from keras_yogi.optimizers.base import AdaptiveOptimizer
-from keras_yogi.optimizers.frame import Slots
-from keras_yogi.optimizers.rules import StepScalars, Tensor
+from keras_yogi.rules import AdaptiveRule, Slots, StepScalars, Tensor
 
 
 def warm_start(
@@ -60,9 +59,9 @@ def warm_start(
         NeurIPS 2018, section 5.
     """
     optimizer = _optimizer_of(model)
-    arguments.integer("batch_size", batch_size, at_least=1)
+    checks.integer("batch_size", batch_size, at_least=1)
     if steps is not None:
-        arguments.integer("steps", steps, at_least=1)
+        checks.integer("steps", steps, at_least=1)
 
     strategy = getattr(model, "distribute_strategy", None)  # TensorFlow's models have one
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -86,7 +85,7 @@ def warm_start(
         v for v in model.trainable_variables if not getattr(v, "overwrite_with_gradient", False)
     ]
     batches_seen = int(ops.convert_to_numpy(recorder.iterations))
-    means = [recorder.get_slot(v, "momentum") / max(batches_seen, 1) for v in trained]
+    means = [recorder.get_slot(v, "sum") / max(batches_seen, 1) for v in trained]
     faulty = [v.path for v, g in zip(trained, means, strict=True) if not ops.all(ops.isfinite(g))]
     if faulty or not batches_seen:
         raise ValueError(
@@ -97,20 +96,31 @@ def warm_start(
         _warn_of_batches_left_out(stand_in, batches_seen)
     for variable, mean in zip(trained, means, strict=True):
         optimizer.set_slot(variable, "velocity", ops.square(mean))
-    optimizer.start_from_unbiased_velocity()
+    optimizer.bias_correction = "momentum"
+
+
+class _GradientSumRule(AdaptiveRule):
+    """Adds gradients up, and leaves the weights alone."""
+
+    @property
+    def initial_values(self) -> Mapping[str, float]:
+        return {"sum": 0.0}
+
+    @property
+    def reads_weights(self) -> bool:
+        return False
+
+    def update(
+        self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
+    ) -> tuple[Tensor, Slots]:
+        return weights, (slots[0] + gradient,)
 
 
 class _GradientSum(AdaptiveOptimizer):
-    """Stands in for the optimizer in `fit`: adds gradients up where the momentum would be."""
+    """Stands in for the optimizer in `fit`."""
 
     def __init__(self, **keras_arguments: Unpack[KerasArguments]) -> None:
-        super().__init__(0.0, 0.0, 0.0, 0.0, **keras_arguments)
-
-    def new_values(
-        self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
-    ) -> tuple[Tensor, Slots]:
-        total, *others = slots
-        return weights, (total + gradient, *others)
+        super().__init__(0.0, _GradientSumRule(), **keras_arguments)
 
 
 def _with_falling_scale(
@@ -144,10 +154,10 @@ def _optimizer_of(model: keras.Model) -> AdaptiveOptimizer:
         optimizer = optimizer.inner_optimizer
     if not isinstance(optimizer, AdaptiveOptimizer):
         rule = "compiled with a loss and with keras_yogi.Adam or keras_yogi.Yogi"
-        raise arguments.reject("model", rule, optimizer)
+        raise checks.reject("model", rule, optimizer)
     if int(ops.convert_to_numpy(optimizer.iterations)) > 0:
         rule = "not yet trained: a warm start would throw its velocities away"
-        raise arguments.reject(
+        raise checks.reject(
             "model", rule, f"{int(ops.convert_to_numpy(optimizer.iterations))} steps"
         )
     return optimizer

@@ -1,13 +1,21 @@
-"""Checks of constructor arguments. Every message names the argument, the rule and the value."""
+"""Checks of arguments, and of what an optimizer is called with.
+
+Every message names the argument, the rule and the value. Checks of a call look at static shapes and
+dtypes, so that they cost nothing once a graph is traced, and they come before anything is changed.
+"""
 
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import signature
 from typing import Any, TypedDict
 
+import keras
 import numpy as np
+from keras import ops
+
+from keras_yogi import row_gradients
 
 
 class KerasArguments(TypedDict, total=False):
@@ -27,11 +35,17 @@ class KerasArguments(TypedDict, total=False):
 
 def reject(name: str, rule: str, value: Any) -> ValueError:
     kind = type(value).__name__
-    try:
-        shown = repr(value)
-    except NotImplementedError:  # of a variable, by Keras 3.10 while a graph is traced
-        shown = getattr(value, "path", kind)
-    return ValueError(f"`{name}` must be {rule}. Received: {name}={shown} (of type {kind})")
+    return ValueError(f"`{name}` must be {rule}. Received: {name}={shown(value)} (of type {kind})")
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: of an array or a variable, what it is, not its numbers."""
+    if hasattr(value, "assign"):
+        return f"<variable {path(value)}>"
+    if getattr(value, "shape", ()) != ():
+        return f"<array of shape {tuple(value.shape)}>"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def number(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> float:
@@ -121,3 +135,83 @@ def keras_arguments(owner: type, arguments: Mapping[str, Any]) -> dict[str, Any]
             value = _KERAS_CHECKS[name](name, value)
         checked[name] = value
     return checked
+
+
+# What an optimizer is called with
+
+
+def path(variable: Any) -> str:
+    return getattr(variable, "path", None) or getattr(variable, "name", None) or repr(variable)
+
+
+def variable_list(name: str, variables: Any) -> list[Any]:
+    """A list of different variables, Keras's or the backend's own (both can be assigned to)."""
+    rule = "a list of variables without repetitions"
+    if isinstance(variables, str) or hasattr(variables, "assign") or not _is_iterable(variables):
+        raise reject(name, rule, variables)
+    variables = list(variables)
+    if not all(hasattr(v, "assign") for v in variables):
+        raise reject(name, rule, variables)
+    if len({id(v) for v in variables}) < len(variables):
+        raise reject(name, rule, [path(v) for v in variables])
+    for variable in variables:
+        if any(size is None for size in variable.shape):
+            rule = "variables of known shapes: give each dimension a size"
+            raise reject(name, rule, f"{path(variable)} of shape {tuple(variable.shape)}")
+    return variables
+
+
+def gradient_list(grads: Any) -> list[Any]:
+    """A list of gradients; one array is not a list of its rows."""
+    if hasattr(grads, "shape") or isinstance(grads, str) or not _is_iterable(grads):
+        raise reject("grads", "a list of gradients, one per variable", grads)
+    return list(grads)
+
+
+def _is_iterable(value: Any) -> bool:
+    return isinstance(value, Iterable) and not hasattr(value, "dtype")
+
+
+def gradients(grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """Each gradient as a tensor of its variable's shape, as rows of it, or None.
+
+    Raises:
+        ValueError: a gradient is not such a one. It must not be broadcast, and nothing but an
+            Embedding's rows may stand for a larger gradient.
+    """
+    if len(grads) != len(variables):
+        raise ValueError(
+            "`grads` must hold one gradient, or None, per variable. "
+            f"Received: {len(grads)} gradients for {len(variables)} variables"
+        )
+    return [
+        None if gradient is None else _gradient(gradient, variable)
+        for gradient, variable in zip(grads, variables, strict=True)
+    ]
+
+
+def _gradient(gradient: Any, variable: Any) -> Any:
+    what, expected = f"The gradient of `{path(variable)}` must", tuple(variable.shape)
+    gradient = row_gradients.checked(gradient, expected, what)
+    if not row_gradients.is_rows(gradient) and not ops.is_tensor(gradient):
+        gradient = ops.convert_to_tensor(gradient)
+    dtype = keras.backend.standardize_dtype(gradient.dtype)
+    if "float" not in dtype:
+        raise ValueError(f"{what} be of a floating dtype. Received: dtype {dtype}")
+    if row_gradients.is_rows(gradient):
+        return gradient
+    gradient = row_gradients.with_shape(row_gradients.dense(gradient), expected)
+    shape = tuple(gradient.shape)
+    if shape != expected:
+        raise ValueError(f"{what} have its shape {expected}. Received: shape {shape}")
+    return gradient
+
+
+def same_shapes(variables: Sequence[Any], values: Sequence[Any]) -> None:
+    """Every value has its variable's shape, so that all of them can be stored."""
+    for variable, value in zip(variables, values, strict=True):
+        if tuple(variable.shape) != tuple(ops.shape(value)):
+            raise ValueError(
+                f"The value of `{path(variable)}` must be of its shape {tuple(variable.shape)}. "
+                f"Received: shape {tuple(ops.shape(value))}"
+            )

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_yogi.engine import rows
+from keras_yogi import row_gradients
 
 Tensor = Any
 Gradients = Sequence[Tensor | None]
@@ -72,5 +72,5 @@ else:
 
 def _all_finite(gradients: Gradients) -> Tensor:
     """A boolean scalar: no gradient has a NaN or an infinity."""
-    values = [rows.values_of(g) for g in gradients if g is not None]
+    values = [row_gradients.values_of(g) for g in gradients if g is not None]
     return ops.all(ops.stack([ops.all(ops.isfinite(v)) for v in values]))

@@ -1,0 +1,203 @@
+"""What statistics can be read of an optimizer: ours, Keras's Adam, or any other, wrapped or not.
+
+Every use of an underscore name of Keras's optimizers is in this file, because nothing public gives
+the same: `_trainable_variables` is the list that an optimizer was built with, `_momentums` (SGD:
+`momentums`), `_velocities` and `_velocity_hats` are its slots, and `_learning_rate` tells a number
+from a schedule, which is to be asked for the step before the present one.
+"""
+
+import dataclasses
+from collections import Counter
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_yogi import checks
+from keras_yogi.engines import compute_dtype
+from keras_yogi.rules import AdamRule, AdaptiveRule
+from keras_yogi.statistics.per_weight import (
+    SQUARES,
+    RuleFigures,
+    Terms,
+    per_weight_terms,
+    rule_figures,
+)
+
+
+class OptimizerView(NamedTuple):
+    """Variables of one optimizer that have the same figures and the same dtype."""
+
+    optimizer: Any
+    is_lazy: bool  # rows of the variables move only when a batch names them
+    stored_dtype: str
+    variables: list[Any]
+    slots: dict[str, list[Any]]  # in the rule's order; of other optimizers, as far as they exist
+
+    @property
+    def rule(self) -> AdaptiveRule | None:
+        """The rule that the optimizer follows now; None if only norms can be computed."""
+        return _rule_of(self.optimizer)
+
+    @property
+    def figures(self) -> RuleFigures:
+        """Which figures are defined."""
+        if (rule := self.rule) is None:
+            return RuleFigures(update=False, effective_lr=False, can_forget=False)
+        figures = rule_figures(rule)
+        if self.is_lazy:  # the last step did not move the rows that it did not name
+            return dataclasses.replace(figures, update=False, can_forget=False)
+        return figures
+
+    @property
+    def dtype(self) -> str:
+        """What the update is computed in."""
+        return compute_dtype(self.stored_dtype)
+
+    @property
+    def streams(self) -> dict[str, list[Any]]:
+        """The variables under the name "weight", and the slots."""
+        return {"weight": self.variables, **self.slots}
+
+    @property
+    def skipped_steps(self) -> int:
+        return int(getattr(self.optimizer, "skipped_steps", 0))
+
+    def progress(self) -> tuple[Any, Any]:
+        """The steps made, and the learning rate of the last one: scalar tensors."""
+        iterations, source = self.optimizer.iterations, self.optimizer._learning_rate
+        if isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
+            batches = iterations * (self.optimizer.gradient_accumulation_steps or 1)
+            rate = source(ops.maximum(batches - 1, 0))
+        else:
+            rate = self.optimizer.learning_rate
+        # Copies, because the next step overwrites a variable, or gives its memory away.
+        return ops.copy(ops.convert_to_tensor(iterations)), ops.copy(ops.convert_to_tensor(rate))
+
+    def terms(self, streams: Terms, step: Any, rate: Any) -> Terms:
+        """The terms of weights, of which `streams` holds the values and slots."""
+        if (rule := self.rule) is None:
+            return {name: streams[name] for name in SQUARES if name in streams}
+        return per_weight_terms(rule, self.figures, streams, step, rate, self.stored_dtype)
+
+    def missing(self) -> str | None:
+        """In words, which figures are not defined, as a user might expect them to be."""
+        if (rule := self.rule) is None:
+            name, known = type(self.optimizer).__name__, ", ".join(self.streams)
+            return f"{name} has no known effective learning rate: only norms are shown ({known})"
+        own, figures = type(rule).__name__, rule_figures(rule)
+        if not figures.update:
+            return (
+                f"`{own}.descend` does not do what its `update` does: updates and effective "
+                "learning rates are not shown"
+            )
+        if not figures.effective_lr:
+            return (
+                f"`{own}.learning_rate_per_weight` times the momentum is not what its `descend` "
+                "subtracts: effective learning rates are not shown"
+            )
+        return None
+
+    def notes(self) -> list[str]:
+        """What is left out of the figures, one sentence each."""
+        found = [self.missing() or ""]
+        if self.is_lazy:
+            tables = ", ".join(f"`{checks.path(v)}`" for v in self.variables)
+            found.append(
+                f'with sparse_update="lazy", rows of {tables} move only when a batch names them: '
+                "update figures are those of the other variables"
+            )
+        if decay := self.optimizer.weight_decay:
+            found.append(f"update figures leave out weight decay, {decay:g} η w")
+        return [sentence for sentence in found if sentence]
+
+
+def unwrapped(optimizer: Any) -> list[Any]:
+    """The optimizers in a keras.optimizers.LossScaleOptimizer or MultiOptimizer; of any other
+    optimizer, itself; of None, none.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return [each for each in getattr(optimizer, "optimizers", [optimizer]) if each is not None]
+
+
+def optimizer_views(optimizer: Any) -> list[OptimizerView]:
+    """Views of all variables that have slots, of the optimizers in `optimizer` that are built."""
+    return [view for each in unwrapped(optimizer) if each.built for view in _views(each)]
+
+
+def _views(optimizer: Any) -> list[OptimizerView]:
+    variables = list(optimizer._trainable_variables)
+    is_ours = _is_ours(optimizer)
+    slots = optimizer.slots() if is_ours else _keras_slots(optimizer, variables)
+    # Gradients of tables are rows on TensorFlow alone, and not if Keras accumulates them.
+    may_be_lazy = is_ours and optimizer.sparse_update == "lazy"
+    may_be_lazy = may_be_lazy and keras.config.backend() == "tensorflow"
+    may_be_lazy = may_be_lazy and not optimizer.gradient_accumulation_steps
+    indices: dict[tuple[bool, str], list[int]] = {}
+    for index, variable in enumerate(variables):
+        # Keras keeps no slot for a variable that it overwrites with its gradient.
+        if np.prod(variable.shape) and all(of_all[index] is not None for of_all in slots.values()):
+            dtype = keras.backend.standardize_dtype(variable.dtype)
+            indices.setdefault((may_be_lazy and is_table(variable), dtype), []).append(index)
+    return [
+        OptimizerView(
+            optimizer,
+            *key,
+            [variables[i] for i in chosen],
+            {name: [of_all[i] for i in chosen] for name, of_all in slots.items()},
+        )
+        for key, chosen in indices.items()
+    ]
+
+
+def _is_ours(optimizer: Any) -> bool:
+    # Not by its class, whose module asks for statistics itself.
+    return isinstance(getattr(optimizer, "rule", None), AdaptiveRule)
+
+
+def _rule_of(optimizer: Any) -> AdaptiveRule | None:
+    owner = next(cls for cls in type(optimizer).__mro__ if "update_step" in vars(cls))
+    if owner.__module__.split(".")[0] not in ("keras", "keras_yogi"):
+        return None  # it updates in a way of its own
+    if _is_ours(optimizer):
+        return optimizer.rule
+    if isinstance(optimizer, keras.optimizers.Adam):  # it adds ε before the bias correction
+        names = ("beta_1", "beta_2", "epsilon", "amsgrad")
+        return AdamRule(**{name: getattr(optimizer, name) for name in names}, epsilon_hat=True)
+    return None
+
+
+def _keras_slots(optimizer: Any, variables: list[Any]) -> dict[str, list[Any]]:
+    slots = {}
+    for attribute in ("_momentums", "momentums", "_velocities", "_velocity_hats"):
+        of_all = getattr(optimizer, attribute, None)
+        if isinstance(of_all, list) and len(of_all) == len(variables):
+            pairs = zip(of_all, variables, strict=True)
+            if all(s is None or tuple(s.shape) == tuple(v.shape) for s, v in pairs):
+                name = attribute.strip("_").replace("velocities", "velocitys")[:-1]
+                slots[name] = of_all
+    return slots
+
+
+def is_table(variable: Any) -> bool:
+    """Whether it is what Keras's Embedding looks its rows up in."""
+    name = checks.path(variable).split("/")[-1].split(":")[0]
+    return name == "embeddings" and len(variable.shape) == 2
+
+
+def variable_names(variables: list[Any]) -> list[str]:
+    """The variables' paths, fit for tags: different, and the same for a model made once more.
+
+    A model that was not given a name may be "sequential" now and "sequential_1" later. Its name
+    comes first in all paths, and is left out.
+    """
+    paths = [checks.path(v).replace(":", "_").split("/") for v in variables]
+    if len({path[0] for path in paths}) == 1 and all(len(path) > 2 for path in paths):
+        paths = [path[1:] for path in paths]
+    repeats: Counter[str] = Counter()
+    names = []
+    for path in map("/".join, paths):
+        names.append(f"{path}#{repeats[path]}" if repeats[path] else path)
+        repeats[path] += 1
+    return names

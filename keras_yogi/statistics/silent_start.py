@@ -1,0 +1,68 @@
+"""Finds trainings that do not start, because v₀ or ε is far larger than what gradients make of v.
+
+Yogi's default v₀ = 1e-6 and ε = 1e-3 are meant for gradients of 1e-3 and more. Those of an Embedding
+under a mean loss are smaller, because every token has but a small part in the loss.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from keras_yogi.rules import AdaptiveRule
+from keras_yogi.statistics import device_read
+from keras_yogi.statistics.collector import Sampled, StatisticsCollector
+from keras_yogi.statistics.sampling import quantiles
+
+HELD_BACK_SHARE = 0.99
+"""Share of the weights that gradients have reached where √v̂ < ε or v ≤ 2 v₀."""
+SMALL_STEP = 0.05
+"""What |m̂| / (√v̂ + ε), the last step in units of η, is below in 99 % of these weights. Where v
+follows the gradients, it is larger in many."""
+MIN_STEPS = 20
+"""Steps before which momentum and velocity are those of few batches."""
+
+
+def is_held_back(sampled: list[Sampled]) -> bool:
+    """Whether v₀ or ε makes the steps of nearly all weights small that gradients have reached."""
+    held, steps, multiplicities = [], [], []
+    for each in sampled:
+        if "relative_step" in each.terms:
+            step, multiplicity = each.reached("relative_step")
+            held.append(each.reached("below_epsilon")[0] | each.reached("near_initial")[0])
+            steps.append(step)
+            multiplicities.append(multiplicity)
+    if not sum(map(len, steps)):
+        return False
+    multiplicity = np.concatenate(multiplicities)
+    share = np.sum(multiplicity * np.concatenate(held)) / np.sum(multiplicity)
+    (step,) = quantiles(np.concatenate(steps), multiplicity, [0.99])
+    return bool(share >= HELD_BACK_SHARE and step < SMALL_STEP)
+
+
+def warning_for(optimizer: Any) -> str | None:
+    """One sentence with the arguments to change, if v₀ or ε holds back the training; else None.
+
+    It reads about 8,000 weights, and changes nothing.
+
+    Args:
+        optimizer: one of ours, built.
+    """
+    if device_read.number(optimizer.iterations) < MIN_STEPS:
+        return None
+    collector = StatisticsCollector(optimizer)
+    if not is_held_back(collector.sampled(collector.snapshot(compiled=False))):
+        return None
+    initial = getattr(optimizer.rule, "initial_accumulator_value", 0.0)
+    arguments = f"initial_accumulator_value={initial:g} and " if initial else ""
+    return (
+        "Nearly all weights hardly move, because their gradients are far smaller than those that "
+        f"{arguments}epsilon={optimizer.rule.epsilon:g} are meant for: try "
+        f"{remedy(optimizer.rule)}"
+    )
+
+
+def remedy(rule: AdaptiveRule) -> str:
+    """The arguments to try."""
+    epsilon = f"epsilon={min(1e-6, rule.epsilon / 1000):g}"
+    has_initial = getattr(rule, "initial_accumulator_value", 0.0)
+    return f"initial_accumulator_value=0.0, {epsilon}" if has_initial else epsilon
