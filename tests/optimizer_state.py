@@ -28,7 +28,7 @@ def filled(optimizer, seed, shapes=SHAPES):
 
 def warm(optimizer):
     """As `keras_yogi.warm_start` leaves it: a bit of state outside of Keras's list."""
-    optimizer.start_from_unbiased_velocity()
+    optimizer.bias_correction = "momentum"
     return optimizer
 
 

@@ -15,7 +15,7 @@ from reference import (
 )
 
 import keras_yogi
-from keras_yogi.optimizers import rules
+from keras_yogi import rules
 
 LEARNING_RATE = 0.0625  # exact in float32, which is what Keras keeps a learning rate in
 
@@ -84,7 +84,7 @@ def test_bias_correction_keeps_its_digits_in_float32(beta):
     """1 − βᵗ computed in float32 loses them: for β = 0.999 and t = 1 it is off by 1.3e-5."""
     for step in [1, 2, 10, 1000, 10**7]:
         exact = -np.expm1(np.float64(step) * np.log(beta)) if beta else 1.0
-        ours = float(rules.bias_correction(beta, np.float32(step)))
+        ours = float(rules.moving_average_weight(beta, np.float32(step)))
         assert ours == pytest.approx(exact, rel=3e-7)  # a few float32 roundings of 6e-8
 
 
