@@ -1,5 +1,6 @@
 """Adam and Yogi for Keras 3: the published update, to the digit."""
 
+from keras_yogi.callbacks.tensorboard import TensorBoard
 from keras_yogi.migration import load_tfa
 from keras_yogi.optimizers.adam import Adam
 from keras_yogi.optimizers.yogi import Yogi
@@ -8,3 +9,4 @@ from keras_yogi.warm_start import warm_start
 
 __version__ = "0.1.0"
 
+__all__ = ["Adam", "TensorBoard", "Yogi", "diagnose", "load_tfa", "warm_start"]

@@ -1,20 +1,15 @@
 """StatisticsCollector: from an optimizer's slots to figures of its variables and its model."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
-from keras_yogi.statistics import device_read
-from keras_yogi.statistics.optimizer_view import (
-    OptimizerView,
-    is_table,
-    optimizer_views,
-    variable_names,
-)
+from keras_yogi.statistics import device_read, optimizer_view
+from keras_yogi.statistics.optimizer_view import OptimizerView, is_table
 from keras_yogi.statistics.per_weight import Terms, Totals, combine, figures_of, totals
-from keras_yogi.statistics.sampling import FAST, FULL, Precision, limit, positions, quantiles
+from keras_yogi.statistics.sampling import FAST, FULL, Precision, positions, quantiles
 
 FIGURES = {
     "learning_rate": "η of the last step",
@@ -45,23 +40,16 @@ CHUNK = 2**20
 """Weights of a variable that are processed at once: they may not all fit into memory."""
 
 
-class Sampled(NamedTuple):
-    """Terms of a sample, as arrays."""
+class Sample(NamedTuple):
+    """Terms of some weights, as arrays."""
 
     terms: Terms
-    multiplicity: np.ndarray  # how many weights each weight of the sample stands for
+    multiplicity: np.ndarray  # how many weights each of them stands for
 
     def reached(self, term: str) -> tuple[np.ndarray, np.ndarray]:
         """A term, and the multiplicity, of the weights that gradients have reached."""
         mask = self.terms["is_reached"]
         return self.terms[term][mask], self.multiplicity[mask]
-
-
-class Snapshot(NamedTuple):
-    """What the statistics of one moment follow from: tensors, which stay as they are."""
-
-    of_views: list[tuple[Any, Any, Terms]]  # step, learning rate, terms of the sample
-    skipped_steps: int
 
 
 class Statistics(NamedTuple):
@@ -71,7 +59,7 @@ class Statistics(NamedTuple):
     learning_rates: dict[str, float]  # by optimizer
     model: dict[str, float]
     variables: dict[str, dict[str, float]]
-    samples: dict[str, Sampled]  # by variable
+    samples: dict[str, Sample]  # by variable; of an estimate, by view
 
 
 class StatisticsCollector:
@@ -79,136 +67,128 @@ class StatisticsCollector:
 
     Args:
         optimizer: any Keras optimizer that is built.
-        fast: the size of a `snapshot`. Defaults to FAST.
-        full: the size of the sample of `statistics`. Defaults to FULL.
+        fast: the size of the sample of an estimate. Defaults to FAST.
+        full: the size of the sample of full statistics. Defaults to FULL.
         chunk: weights of a variable that are processed at once. Defaults to CHUNK.
     """
 
     def __init__(
-        self,
-        optimizer: Any,
-        fast: Precision = FAST,
-        full: Precision = FULL,
-        chunk: int = CHUNK,
+        self, optimizer: Any, fast: Precision = FAST, full: Precision = FULL, chunk: int = CHUNK
     ) -> None:
-        self._views = optimizer_views(optimizer)
+        self._optimizer, self._chunk = optimizer, chunk
+        self._views = optimizer_view.optimizer_views(optimizer)
         pairs = [(view, variable) for view in self._views for variable in view.variables]
-        names = variable_names([variable for _, variable in pairs])
+        names = optimizer_view.variable_names([variable for _, variable in pairs])
         self.variables = {name: v for name, (_, v) in zip(names, pairs, strict=True)}
         self.view_of = {name: view for name, (view, _) in zip(names, pairs, strict=True)}
-        self.notes = list(dict.fromkeys(note for view in self._views for note in view.notes()))
-        sizes = [int(np.prod(v.shape)) for v in self.variables.values()]
-        self._fast_limit, self._full_limit = limit(sizes, fast), limit(sizes, full)
-        self._chunk = chunk
-        self._multiplicity: list[np.ndarray] = []
-        for view in self._views:
-            of_view = np.array([int(np.prod(v.shape)) for v in view.variables])
-            counts = np.minimum(of_view, self._fast_limit)
-            self._multiplicity.append(np.repeat(of_view / counts, counts))
-        self._functions: dict[Any, Callable[..., Terms]] = {}
+        self.notes = [note for note in dict.fromkeys(v.note() for v in self._views) if note]
+        self._fast, self._full = fast, full
+        self._total = sum(_size(variable) for _, variable in pairs)
+        self._functions: dict[Any, Any] = {}
 
-    def snapshot(self, compiled: bool = True) -> Snapshot:
-        """Reads a sample now, for statistics that may be computed later.
+    def estimate(self, compiled: bool = True) -> Statistics:
+        """The figures of the whole model, estimated from a sample.
 
         Args:
             compiled: make a graph, which pays if it is done again and again. Defaults to True.
         """
-        of_views = []
-        for index, view in enumerate(self._views):
-            progress = view.progress()
+        progress = [view.progress() for view in self._views]
+        samples: dict[str, Sample] = {}
+        for index, (view, now) in enumerate(zip(self._views, progress, strict=True)):
             key = index, view.rule, compiled  # a graph holds the hyperparameters as constants
             if key not in self._functions:
                 _ = view.figures  # tries a new rule out, which must not be traced
-                terms = self._terms_function(view)
-                self._functions[key] = device_read.compiled(terms, *progress) if compiled else terms
-            of_views.append((*progress, self._functions[key](*progress)))
-        return Snapshot(of_views, self._skipped_steps())
-
-    def _terms_function(self, view: OptimizerView) -> Callable[..., Terms]:
-        chosen = [positions(int(np.prod(v.shape)), self._fast_limit) for v in view.variables]
-        readers = {
-            name: device_read.reader(of_all, chosen, view.dtype)
-            for name, of_all in view.streams.items()
-        }
-        return lambda step, rate: view.terms({n: read() for n, read in readers.items()}, step, rate)
-
-    def sampled(self, snapshot: Snapshot) -> list[Sampled]:
-        """The terms of a snapshot as arrays, by view."""
-        pairs = zip(snapshot.of_views, self._multiplicity, strict=True)
-        return [Sampled(_arrays(terms), multiplicity) for (_, _, terms), multiplicity in pairs]
-
-    def model_statistics(self, snapshot: Snapshot) -> Statistics:
-        """The figures of the whole model, estimated from a snapshot."""
-        sampled = self.sampled(snapshot)
-        return self._statistics(snapshot, sampled, [totals(*each) for each in sampled], {}, {})
+                terms, multiplicity = self._sampled_terms(view)
+                terms = device_read.compiled(terms, *now) if compiled else terms
+                self._functions[key] = terms, multiplicity
+            terms, multiplicity = self._functions[key]
+            samples[str(index)] = Sample(_arrays(terms(*now)), multiplicity)
+        return self._statistics(progress, [totals(*each) for each in samples.values()], samples)
 
     def statistics(self) -> Statistics:
-        """The figures of the model and of every variable now: medians and percentiles of large
+        """The figures of the model and of every variable: medians and percentiles of large
         variables from samples, everything else from all weights.
         """
-        progress = {id(view): view.progress() for view in self._views}
+        progress = [view.progress() for view in self._views]
         samples, variables, many = {}, {}, []
-        for name, view in self.view_of.items():
-            total, samples[name] = self._of_variable(name, *progress[id(view)])
-            many.append(total)
-            variables[name] = _figures(total, [samples[name]])
-        snapshot = Snapshot([(*each, {}) for each in progress.values()], self._skipped_steps())
-        return self._statistics(snapshot, [*samples.values()], many, variables, samples)
+        names = iter(self.variables)
+        for view, now in zip(self._views, progress, strict=True):
+            for index in range(len(view.variables)):
+                total, sample = self._of_variable(view, index, *now)
+                many.append(total)
+                samples[name := next(names)] = sample
+                variables[name] = _figures(total, [sample])
+        return self._statistics(progress, many, samples, variables)
 
-    def _of_variable(self, name: str, step: Any, rate: Any) -> tuple[Totals, Sampled]:
-        """Totals of all weights of a variable, and terms of its sample."""
-        view, variable = self.view_of[name], self.variables[name]
-        index_in_view = [id(v) for v in view.variables].index(id(variable))
-        rows = {stream: device_read.flat(of_all[index_in_view]) for stream, of_all in view.streams.items()}
-        row = int(variable.shape[1]) if is_table(variable) else 1
-        size, length = int(np.prod(variable.shape)), max(self._chunk // row, 1) * row
-        chosen = positions(size, self._full_limit)
-        many, samples = [], []
+    def _sampled_terms(self, view: OptimizerView) -> tuple[Any, np.ndarray]:
+        """A function of step and learning rate, and the multiplicity of the weights it reads."""
+        first = next(iter([*view.slots.values(), view.variables]))
+        order = sorted(range(len(first)), key=lambda i: id(device_read.array_of(first[i])[0]))
+        sizes = [_size(view.variables[i]) for i in order]
+        chosen = [positions(size, self._total, self._fast) for size in sizes]
+        readers = {
+            name: device_read.reader([of_all[i] for i in order], chosen, view.dtype)
+            for name, of_all in view.streams.items()
+        }
+
+        def terms(step: Any, rate: Any) -> Terms:
+            return view.terms({name: read() for name, read in readers.items()}, step, rate)
+
+        counts = [len(each) for each in chosen]
+        return terms, np.repeat(np.divide(sizes, counts), counts)
+
+    def _of_variable(
+        self, view: OptimizerView, index: int, step: Any, rate: Any
+    ) -> tuple[Totals, Sample]:
+        """Totals of all weights of a variable, and a sample."""
+        variable = view.variables[index]
+        rows = {name: device_read.flat(of_all[index]) for name, of_all in view.streams.items()}
+        row = int(variable.shape[1]) if is_table(variable) else 0
+        size, length = _size(variable), max(self._chunk // (row or 1), 1) * (row or 1)
+        chosen = positions(size, self._total, self._full)
+        many, parts = [], []
         for start in range(0, size, length):
-            streams = {
-                stream: ops.cast(values[start : start + length], view.dtype)
-                for stream, values in rows.items()
-            }
+            stop = min(start + length, size)
+            streams = {n: ops.cast(each[start:stop], view.dtype) for n, each in rows.items()}
             terms = _arrays(view.terms(streams, step, rate))
-            many.append(totals(terms, row=row if is_table(variable) else 0))
-            here = chosen[(chosen >= start) & (chosen < start + length)] - start
-            samples.append({term: values[here] for term, values in terms.items()})
-        terms = {term: np.concatenate([each[term] for each in samples]) for term in samples[0]}
-        return combine(many), Sampled(terms, np.full(len(chosen), size / len(chosen)))
-
-    def _skipped_steps(self) -> int:
-        return sum({id(view.optimizer): view.skipped_steps for view in self._views}.values())
+            many.append(totals(terms, row=row))
+            here = chosen[(chosen >= start) & (chosen < stop)] - start
+            parts.append({name: values[here] for name, values in terms.items()})
+        sample = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return combine(many), Sample(sample, np.full(len(chosen), size / len(chosen)))
 
     def _statistics(
         self,
-        snapshot: Snapshot,
-        sampled: list[Sampled],
-        many: list[Totals],
-        variables: dict[str, dict[str, float]],
-        samples: dict[str, Sampled],
+        progress: Sequence[tuple[Any, Any]],
+        many: Sequence[Totals],
+        samples: dict[str, Sample],
+        variables: dict[str, dict[str, float]] | None = None,
     ) -> Statistics:
-        steps = [int(device_read.number(step)) for step, _, _ in snapshot.of_views]
-        rates = {
-            view.optimizer.name: device_read.number(rate)
-            for view, (_, rate, _) in zip(self._views, snapshot.of_views, strict=True)
-        }
-        names = ["learning_rate"] if len(rates) == 1 else [f"learning_rate_{n}" for n in rates]
+        names = [view.optimizer.name for view in self._views]
+        rates = dict(zip(names, (device_read.number(rate) for _, rate in progress), strict=True))
         model = {
-            **dict(zip(names, rates.values(), strict=True)),
-            **_figures(combine(many), sampled),
-            "skipped_steps": float(snapshot.skipped_steps),
+            "learning_rate" if len(rates) == 1 else f"learning_rate_{name}": rate
+            for name, rate in rates.items()
         }
-        return Statistics(max(steps, default=0), rates, model, variables, samples)
+        model |= _figures(combine(many), list(samples.values()))
+        model["skipped_steps"] = float(optimizer_view.skipped_steps(self._optimizer))
+        step = max((int(device_read.number(step)) for step, _ in progress), default=0)
+        return Statistics(step, rates, model, variables or {}, samples)
+
+
+def _size(variable: Any) -> int:
+    return int(np.prod(variable.shape))
 
 
 def _arrays(terms: Terms) -> Terms:
     return {name: np.asarray(ops.convert_to_numpy(values)) for name, values in terms.items()}
 
 
-def _figures(total: Totals, sampled: list[Sampled]) -> dict[str, float]:
+def _figures(total: Totals, samples: list[Sample]) -> dict[str, float]:
     figures = figures_of(total)
     for term, fractions in _QUANTILES.items():
-        if reached := [each.reached(term) for each in sampled if term in each.terms]:
-            values = quantiles(*map(np.concatenate, zip(*reached, strict=True)), fractions.values())
-            figures |= dict(zip(fractions, values, strict=True))
+        if reached := [each.reached(term) for each in samples if term in each.terms]:
+            values, multiplicity = map(np.concatenate, zip(*reached, strict=True))
+            found = quantiles(values, multiplicity, list(fractions.values()))
+            figures |= dict(zip(fractions, found, strict=True))
     return {name: figures[name] for name in FIGURES if name in figures}

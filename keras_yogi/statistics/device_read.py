@@ -1,5 +1,6 @@
 """Reads variables between steps: only the elements asked for, and shared arrays once."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,52 +8,41 @@ import keras
 import numpy as np
 from keras import ops
 
-Tensor = Any
+Function = Callable[..., Any]
 
 
-def flat(variable: Any) -> Tensor:
+def flat(variable: Any) -> Any:
     """All elements of a variable in one row."""
     # Converted first. To gather from a TensorFlow variable itself makes TensorFlow copy the whole
     # variable at every later read.
     return ops.reshape(ops.convert_to_tensor(variable), [-1])
 
 
-def reader(
-    variables: Sequence[Any], positions: Sequence[np.ndarray], dtype: str
-) -> Callable[[], Tensor]:
-    """A function that reads elements of several variables into one row, variable after variable.
+def array_of(variable: Any) -> tuple[Any, int]:
+    """The array that holds a variable, which slots may share, and its first position there."""
+    return getattr(variable, "location", (variable, 0))
 
-    Args:
-        variables: model variables or slots.
-        positions: for each of them, the positions of the elements in its row.
-        dtype: of the result.
+
+def reader(variables: Sequence[Any], positions: Sequence[np.ndarray], dtype: str) -> Function:
+    """A function that reads some positions of variables into one row, variable after variable.
+
+    Variables that share an array come one after another.
     """
-    arrays: dict[int, Any] = {}
-    wanted: dict[int, list[np.ndarray]] = {}
-    targets: dict[int, list[np.ndarray]] = {}
-    end = 0
-    for variable, of_variable in zip(variables, positions, strict=True):
-        array, start = getattr(variable, "location", (variable, 0))  # slots may share an array
-        arrays[id(array)] = array
-        wanted.setdefault(id(array), []).append(start + of_variable)
-        targets.setdefault(id(array), []).append(end + np.arange(len(of_variable)))
-        end += len(of_variable)
-    pieces = [(arrays[key], np.concatenate(wanted[key])) for key in arrays]
-    order = np.argsort(np.concatenate([np.concatenate(targets[key]) for key in arrays]))
-
-    def read() -> Tensor:
-        return _take(ops.concatenate([ops.cast(_take(*piece), dtype) for piece in pieces]), order)
-
-    return read
+    pairs = zip(map(array_of, variables), positions, strict=True)
+    pieces = []
+    for _, group in itertools.groupby(pairs, key=lambda pair: id(pair[0][0])):
+        parts = [(array, start + chosen) for (array, start), chosen in group]
+        pieces.append((parts[0][0], np.concatenate([wanted for _, wanted in parts])))
+    return lambda: ops.concatenate([ops.cast(_take(*piece), dtype) for piece in pieces])
 
 
-def _take(array: Any, positions: np.ndarray) -> Tensor:
+def _take(array: Any, positions: np.ndarray) -> Any:
     row = flat(array)
-    is_all = len(positions) == row.shape[0] and np.array_equal(positions, np.arange(len(positions)))
+    is_all = np.array_equal(positions, np.arange(row.shape[0]))
     return row if is_all else ops.take(row, ops.convert_to_tensor(positions, "int32"))
 
 
-def compiled(function: Callable[..., Any], *arguments: Tensor) -> Callable[..., Any]:
+def compiled(function: Function, *arguments: Any) -> Function:
     """A graph of a function of tensors like these arguments, on TensorFlow.
 
     On other backends, the function itself: compiled, it would hold the variables as they were.

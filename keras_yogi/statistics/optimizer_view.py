@@ -6,7 +6,6 @@ the same: `_trainable_variables` is the list that an optimizer was built with, `
 from a schedule, which is to be asked for the step before the present one.
 """
 
-import dataclasses
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -17,13 +16,9 @@ from keras import ops
 from keras_yogi import checks
 from keras_yogi.engines import compute_dtype
 from keras_yogi.rules import AdamRule, AdaptiveRule
-from keras_yogi.statistics.per_weight import (
-    SQUARES,
-    RuleFigures,
-    Terms,
-    per_weight_terms,
-    rule_figures,
-)
+from keras_yogi.statistics import per_weight
+from keras_yogi.statistics.device_read import number
+from keras_yogi.statistics.per_weight import RuleFigures, Terms
 
 
 class OptimizerView(NamedTuple):
@@ -43,12 +38,10 @@ class OptimizerView(NamedTuple):
     @property
     def figures(self) -> RuleFigures:
         """Which figures are defined."""
-        if (rule := self.rule) is None:
-            return RuleFigures(update=False, effective_lr=False, can_forget=False)
-        figures = rule_figures(rule)
-        if self.is_lazy:  # the last step did not move the rows that it did not name
-            return dataclasses.replace(figures, update=False, can_forget=False)
-        return figures
+        rule = self.rule
+        figures = RuleFigures() if rule is None else per_weight.rule_figures(rule)
+        # The last step did not move the rows that it did not name.
+        return figures._replace(update=False, can_forget=False) if self.is_lazy else figures
 
     @property
     def dtype(self) -> str:
@@ -60,10 +53,6 @@ class OptimizerView(NamedTuple):
         """The variables under the name "weight", and the slots."""
         return {"weight": self.variables, **self.slots}
 
-    @property
-    def skipped_steps(self) -> int:
-        return int(getattr(self.optimizer, "skipped_steps", 0))
-
     def progress(self) -> tuple[Any, Any]:
         """The steps made, and the learning rate of the last one: scalar tensors."""
         iterations, source = self.optimizer.iterations, self.optimizer._learning_rate
@@ -72,45 +61,35 @@ class OptimizerView(NamedTuple):
             rate = source(ops.maximum(batches - 1, 0))
         else:
             rate = self.optimizer.learning_rate
-        # Copies, because the next step overwrites a variable, or gives its memory away.
-        return ops.copy(ops.convert_to_tensor(iterations)), ops.copy(ops.convert_to_tensor(rate))
+        return ops.convert_to_tensor(iterations), ops.convert_to_tensor(rate)
 
     def terms(self, streams: Terms, step: Any, rate: Any) -> Terms:
         """The terms of weights, of which `streams` holds the values and slots."""
         if (rule := self.rule) is None:
-            return {name: streams[name] for name in SQUARES if name in streams}
-        return per_weight_terms(rule, self.figures, streams, step, rate, self.stored_dtype)
+            return {name: streams[name] for name in per_weight.SQUARES if name in streams}
+        return per_weight.per_weight_terms(
+            rule, self.figures, streams, step, rate, self.stored_dtype
+        )
 
-    def missing(self) -> str | None:
-        """In words, which figures are not defined, as a user might expect them to be."""
-        if (rule := self.rule) is None:
-            name, known = type(self.optimizer).__name__, ", ".join(self.streams)
-            return f"{name} has no known effective learning rate: only norms are shown ({known})"
-        own, figures = type(rule).__name__, rule_figures(rule)
-        if not figures.update:
-            return (
-                f"`{own}.descend` does not do what its `update` does: updates and effective "
-                "learning rates are not shown"
-            )
-        if not figures.effective_lr:
-            return (
-                f"`{own}.learning_rate_per_weight` times the momentum is not what its `descend` "
-                "subtracts: effective learning rates are not shown"
-            )
-        return None
-
-    def notes(self) -> list[str]:
-        """What is left out of the figures, one sentence each."""
-        found = [self.missing() or ""]
+    def note(self) -> str | None:
+        """What is left out of the figures, in one sentence."""
+        name, rule, figures = type(self.optimizer).__name__, self.rule, self.figures
+        if rule is None:
+            return f"{name}: only norms are known, of {', '.join(self.streams)}"
         if self.is_lazy:
             tables = ", ".join(f"`{checks.path(v)}`" for v in self.variables)
-            found.append(
+            return (
                 f'with sparse_update="lazy", rows of {tables} move only when a batch names them: '
                 "update figures are those of the other variables"
             )
-        if decay := self.optimizer.weight_decay:
-            found.append(f"update figures leave out weight decay, {decay:g} η w")
-        return [sentence for sentence in found if sentence]
+        if not figures.update:
+            return f"{name}: `descend` of its rule does not do what its `update` does: see norms"
+        if not figures.effective_lr:
+            return (
+                f"{name}: no effective learning rates, because `descend` of its rule does not "
+                "subtract `learning_rate_per_weight` times the momentum"
+            )
+        return None
 
 
 def unwrapped(optimizer: Any) -> list[Any]:
@@ -121,6 +100,20 @@ def unwrapped(optimizer: Any) -> list[Any]:
     return [each for each in getattr(optimizer, "optimizers", [optimizer]) if each is not None]
 
 
+def skipped_steps(optimizer: Any) -> int:
+    """The steps that `skip_nonfinite` has left out."""
+    return sum(int(getattr(each, "skipped_steps", 0)) for each in unwrapped(optimizer))
+
+
+def batches_made(optimizer: Any) -> int:
+    """The batches that an optimizer was trained with, skipped and accumulated ones included."""
+    made = [
+        int(number(each.iterations)) * (each.gradient_accumulation_steps or 1)
+        for each in unwrapped(optimizer)
+    ]
+    return max(made, default=0) + skipped_steps(optimizer)
+
+
 def optimizer_views(optimizer: Any) -> list[OptimizerView]:
     """Views of all variables that have slots, of the optimizers in `optimizer` that are built."""
     return [view for each in unwrapped(optimizer) if each.built for view in _views(each)]
@@ -128,12 +121,13 @@ def optimizer_views(optimizer: Any) -> list[OptimizerView]:
 
 def _views(optimizer: Any) -> list[OptimizerView]:
     variables = list(optimizer._trainable_variables)
-    is_ours = _is_ours(optimizer)
-    slots = optimizer.slots() if is_ours else _keras_slots(optimizer, variables)
     # Gradients of tables are rows on TensorFlow alone, and not if Keras accumulates them.
-    may_be_lazy = is_ours and optimizer.sparse_update == "lazy"
-    may_be_lazy = may_be_lazy and keras.config.backend() == "tensorflow"
-    may_be_lazy = may_be_lazy and not optimizer.gradient_accumulation_steps
+    may_be_lazy = (
+        getattr(optimizer, "sparse_update", "") == "lazy"
+        and keras.config.backend() == "tensorflow"
+        and not optimizer.gradient_accumulation_steps
+    )
+    slots = optimizer.slots() if _is_ours(optimizer) else _keras_slots(optimizer, variables)
     indices: dict[tuple[bool, str], list[int]] = {}
     for index, variable in enumerate(variables):
         # Keras keeps no slot for a variable that it overwrites with its gradient.
@@ -170,14 +164,21 @@ def _rule_of(optimizer: Any) -> AdaptiveRule | None:
 
 def _keras_slots(optimizer: Any, variables: list[Any]) -> dict[str, list[Any]]:
     slots = {}
-    for attribute in ("_momentums", "momentums", "_velocities", "_velocity_hats"):
+    for attribute, name in _KERAS_SLOTS.items():
         of_all = getattr(optimizer, attribute, None)
         if isinstance(of_all, list) and len(of_all) == len(variables):
             pairs = zip(of_all, variables, strict=True)
-            if all(s is None or tuple(s.shape) == tuple(v.shape) for s, v in pairs):
-                name = attribute.strip("_").replace("velocities", "velocitys")[:-1]
+            if all(slot is None or tuple(slot.shape) == tuple(v.shape) for slot, v in pairs):
                 slots[name] = of_all
     return slots
+
+
+_KERAS_SLOTS = {
+    "_momentums": "momentum",
+    "momentums": "momentum",
+    "_velocities": "velocity",
+    "_velocity_hats": "velocity_hat",
+}
 
 
 def is_table(variable: Any) -> bool:

@@ -1,5 +1,6 @@
 """keras_yogi.diagnose: an optimizer's statistics as a table in Python."""
 
+import copy
 import html
 from typing import Any
 
@@ -19,17 +20,13 @@ _COLUMNS = {
     "v ≤ 2v₀": "initial_velocity_share",
     "|m̂|/√v̂": "signal_to_noise_median",
 }
-"""What a terminal has room for."""
-
-_LEGEND = (
-    "‖·‖: norm; Δw: the last update; lr: effective learning rate η / (√v̂ + ε). "
-    "lr and the columns after it are of the weights that gradients have reached."
-)
-_MODEL = "(whole model)"
+_LEGEND = """
+‖·‖: Euclidean norm; Δw: the last update, without weight decay; lr: effective learning rate
+η / (√v̂ + ε). lr and the columns after it are of the weights that gradients have reached."""
 
 
 class Report:
-    """An optimizer's statistics at one moment. Prints as a table; in a notebook, as HTML.
+    """An optimizer's statistics at one moment. Prints as a table, also in a notebook.
 
     Attributes:
         step: steps that the optimizer had made.
@@ -40,28 +37,18 @@ class Report:
     """
 
     def __init__(
-        self,
-        collector: StatisticsCollector,
-        statistics: Statistics,
-        since: "Report | None" = None,
+        self, collector: StatisticsCollector, found: Statistics, since: "Report | None" = None
     ) -> None:
-        self._high_rates = advice.high_rates(collector, statistics)
+        self._high_rates = advice.high_rates(collector, found)
         earlier = {} if since is None else since._high_rates
-        self.step = statistics.step
-        self.model = statistics.model
-        self.variables = statistics.variables
-        self.warnings = advice.warnings(collector, statistics, earlier)
+        self.step, self.model, self.variables = found.step, found.model, found.variables
+        self.warnings = advice.warnings(collector, found, earlier)
         self.notes = collector.notes
 
     def to_dict(self) -> dict[str, Any]:
         """All of it in plain Python types: what `json.dumps` takes, but for NaN and infinity."""
-        return {
-            "step": self.step,
-            "model": dict(self.model),
-            "variables": {name: dict(figures) for name, figures in self.variables.items()},
-            "warnings": list(self.warnings),
-            "notes": list(self.notes),
-        }
+        public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return copy.deepcopy(public)
 
     def to_dataframe(self) -> Any:
         """A pandas.DataFrame with a row per variable and a column per figure.
@@ -73,47 +60,33 @@ class Report:
             import pandas as pd  # type: ignore[import-untyped]
         except ImportError as error:
             raise ImportError("`to_dataframe` needs pandas: pip install pandas") from error
-        frame = pd.DataFrame.from_dict(self.variables, orient="index")
-        return frame.rename_axis("variable")
-
-    def _table(self) -> list[list[str]]:
-        rows = [["", *_COLUMNS]]
-        for name, figures in [*self.variables.items(), (_MODEL, self.model)]:
-            cells = (figures.get(figure) for figure in _COLUMNS.values())
-            rows.append([name, *("" if cell is None else f"{cell:.3g}" for cell in cells)])
-        return rows
-
-    def _heading(self) -> str:
-        rates = [f"{n} {v:.3g}" for n, v in self.model.items() if n.startswith("learning_rate")]
-        return f"After {self.step:,} steps; {', '.join(rates)}"
+        return pd.DataFrame.from_dict(self.variables, orient="index").rename_axis("variable")
 
     def __str__(self) -> str:
-        table = self._table()
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
+        rows = [["", *_COLUMNS]]
+        for name, figures in [*self.variables.items(), ("(whole model)", self.model)]:
+            cells = [figures.get(figure) for figure in _COLUMNS.values()]
+            rows.append([name, *("" if cell is None else f"{cell:.3g}" for cell in cells)])
+        first, *others = ([*map(len, column)] for column in zip(*rows, strict=True))
+        table = [
             "  ".join(
-                cell.rjust(width) if column else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+                [row[0].ljust(max(first))]
+                + [cell.rjust(max(w)) for cell, w in zip(row[1:], others, strict=True)]
             ).rstrip()
-            for row in table
+            for row in rows
         ]
-        sentences = [*(f"! {w}" for w in self.warnings), *(f"- {n}" for n in self.notes)]
-        return "\n".join([self._heading(), "", *lines, "", _LEGEND, *sentences])
+        rates = [f"{n} {v:.3g}" for n, v in self.model.items() if n.startswith("learning_rate")]
+        heading = f"After {self.step:,} steps; {', '.join(rates)}\n"
+        sentences = [
+            *(f"! {text}" for text in self.warnings),
+            *(f"- {text}" for text in self.notes),
+        ]
+        return "\n".join([heading, *table, _LEGEND, *sentences])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, *body = [[html.escape(cell) for cell in row] for row in self._table()]
-        columns = "".join(f"<th>{cell}</th>" for cell in head)
-        rows = "".join(
-            f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>"
-            for row in body
-        )
-        sentences = "".join(f"<li>{html.escape(s)}</li>" for s in [*self.warnings, *self.notes])
-        return (
-            f"<p>{html.escape(self._heading())}</p><table><thead><tr>{columns}</tr></thead>"
-            f"<tbody>{rows}</tbody></table><p>{html.escape(_LEGEND)}</p><ul>{sentences}</ul>"
-        )
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def diagnose(
@@ -123,9 +96,8 @@ def diagnose(
 
     Args:
         optimizer: `keras_yogi.Adam`, `keras_yogi.Yogi` or any other Keras optimizer that is built,
-            also in a keras.optimizers.LossScaleOptimizer or MultiOptimizer; or a compiled model,
-            for its optimizer. Of optimizers other than ours and Keras's Adam and AdamW there are
-            norms alone.
+            also in a keras.optimizers.LossScaleOptimizer or MultiOptimizer; or a compiled model.
+            Of optimizers other than ours and Keras's Adam and AdamW there are norms alone.
         since: an earlier report on the same optimizer, to warn of effective learning rates that
             have grown since then. Defaults to None.
 
@@ -152,12 +124,12 @@ def diagnose(
         ['out/bias', 'out/kernel']
 
     References:
-        Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015: section 2.1 on the
-        effective step and the signal-to-noise ratio.
+        Kingma & Ba, "Adam", ICLR 2015, section 2.1: the effective step, the signal-to-noise ratio.
         Zaheer, Reddi, Sachan, Kale & Kumar, "Adaptive Methods for Nonconvex Optimization",
-        NeurIPS 2018: section 3 on effective learning rates that grow too fast.
+        NeurIPS 2018, section 3: effective learning rates that grow too fast.
     """
-    found = getattr(optimizer, "optimizer", None) if isinstance(optimizer, keras.Model) else optimizer
+    is_model = isinstance(optimizer, keras.Model)
+    found = getattr(optimizer, "optimizer", None) if is_model else optimizer
     if not isinstance(found, keras.optimizers.Optimizer):
         raise checks.reject("optimizer", "a Keras optimizer or a compiled model", optimizer)
     if since is not None and not isinstance(since, Report):

@@ -1,16 +1,16 @@
 """Finds trainings that do not start, because v₀ or ε is far larger than what gradients make of v.
 
-Yogi's default v₀ = 1e-6 and ε = 1e-3 are meant for gradients of 1e-3 and more. Those of an Embedding
-under a mean loss are smaller, because every token has but a small part in the loss.
+Yogi's default v₀ = 1e-6 and ε = 1e-3 are meant for gradients of 1e-3 and more. An Embedding under a
+mean loss has smaller ones, because each of its rows has but a small part in the loss.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from keras_yogi.rules import AdaptiveRule
-from keras_yogi.statistics import device_read
-from keras_yogi.statistics.collector import Sampled, StatisticsCollector
+from keras_yogi.statistics.collector import Sample, StatisticsCollector
+from keras_yogi.statistics.device_read import number
 from keras_yogi.statistics.sampling import quantiles
 
 HELD_BACK_SHARE = 0.99
@@ -22,46 +22,38 @@ MIN_STEPS = 20
 """Steps before which momentum and velocity are those of few batches."""
 
 
-def is_held_back(sampled: list[Sampled]) -> bool:
+def is_held_back(samples: Iterable[Sample]) -> bool:
     """Whether v₀ or ε makes the steps of nearly all weights small that gradients have reached."""
-    held, steps, multiplicities = [], [], []
-    for each in sampled:
+    held, steps = [], []
+    for each in samples:
         if "relative_step" in each.terms:
-            step, multiplicity = each.reached("relative_step")
             held.append(each.reached("below_epsilon")[0] | each.reached("near_initial")[0])
-            steps.append(step)
-            multiplicities.append(multiplicity)
-    if not sum(map(len, steps)):
+            steps.append(each.reached("relative_step"))
+    if not any(map(len, held)):
         return False
-    multiplicity = np.concatenate(multiplicities)
-    share = np.sum(multiplicity * np.concatenate(held)) / np.sum(multiplicity)
-    (step,) = quantiles(np.concatenate(steps), multiplicity, [0.99])
-    return bool(share >= HELD_BACK_SHARE and step < SMALL_STEP)
+    step, multiplicity = map(np.concatenate, zip(*steps, strict=True))
+    share = np.average(np.concatenate(held), weights=multiplicity)
+    return bool(share >= HELD_BACK_SHARE and quantiles(step, multiplicity, [0.99])[0] < SMALL_STEP)
 
 
 def warning_for(optimizer: Any) -> str | None:
     """One sentence with the arguments to change, if v₀ or ε holds back the training; else None.
 
-    It reads about 8,000 weights, and changes nothing.
-
-    Args:
-        optimizer: one of ours, built.
+    It reads about 8,000 weights, and changes nothing. `optimizer` is one of ours, built.
     """
-    if device_read.number(optimizer.iterations) < MIN_STEPS:
+    if number(optimizer.iterations) < MIN_STEPS:
         return None
-    collector = StatisticsCollector(optimizer)
-    if not is_held_back(collector.sampled(collector.snapshot(compiled=False))):
+    if not is_held_back(StatisticsCollector(optimizer).estimate(compiled=False).samples.values()):
         return None
     initial = getattr(optimizer.rule, "initial_accumulator_value", 0.0)
-    arguments = f"initial_accumulator_value={initial:g} and " if initial else ""
+    v0 = f"initial_accumulator_value={initial:g} and " if initial else ""
     return (
         "Nearly all weights hardly move, because their gradients are far smaller than those that "
-        f"{arguments}epsilon={optimizer.rule.epsilon:g} are meant for: try "
-        f"{remedy(optimizer.rule)}"
+        f"{v0}epsilon={optimizer.rule.epsilon:g} are meant for: try {remedy(optimizer.rule)}"
     )
 
 
-def remedy(rule: AdaptiveRule) -> str:
+def remedy(rule: Any) -> str:
     """The arguments to try."""
     epsilon = f"epsilon={min(1e-6, rule.epsilon / 1000):g}"
     has_initial = getattr(rule, "initial_accumulator_value", 0.0)
