@@ -1,13 +1,27 @@
-"""The figures of an optimizer, recomputed by hand from its slots."""
+"""The figures of an optimizer, recomputed by hand from its slots in float64."""
 
 import keras
 import numpy as np
 import pytest
 
-from keras_yogi.diagnostics.gauge import FIGURES
-
 # Slots are float32: a figure is a dozen operations on them, of 6e-8 each, and sums are in float64.
 ROUNDING = 2e-6
+
+FIGURES = (
+    "weight_norm",
+    "momentum_norm",
+    "velocity_norm",
+    "update_norm",
+    "update_to_weight_ratio",
+    "reached_share",
+    "effective_lr_min",
+    "effective_lr_median",
+    "effective_lr_p99_9",
+    "effective_lr_max",
+    "epsilon_share",
+    "initial_velocity_share",
+    "signal_to_noise_median",
+)
 
 
 def variables_of(dtype="float32", seed=0):
@@ -20,83 +34,81 @@ def variables_of(dtype="float32", seed=0):
     return variables
 
 
-def train(optimizer, variables, steps=5, seed=1):
+def gradients_of(variables, random):
     """Rows 20 and up of the embedding get no gradient, nor does the third weight of the bias."""
+    gradients = [random.normal(size=v.shape).astype("float32") for v in variables]
+    gradients[0][20:] = 0
+    gradients[2][2] = 0
+    return [keras.ops.cast(g, v.dtype) for g, v in zip(gradients, variables, strict=True)]
+
+
+def train(optimizer, variables, steps=5, seed=1):
     random = np.random.default_rng(seed)
     optimizer.build(variables)
     for _ in range(steps):
-        gradients = [random.normal(size=v.shape).astype("float32") for v in variables]
-        gradients[0][20:] = 0
-        gradients[2][2] = 0
-        pairs = zip(gradients, variables, strict=True)
         # With the variables: without, LossScaleOptimizer of Keras 3.10 makes no step.
-        optimizer.apply([keras.ops.cast(g, v.dtype) for g, v in pairs], variables)
+        optimizer.apply(gradients_of(variables, random), variables)
     return optimizer
 
 
 def by_hand(optimizer, variables):
-    """The figures in float64 NumPy, of each of the variables and of all of them together."""
+    """The figures of each of the variables, and of all of them together."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    t = int(inner.iterations.numpy())
-    columns = []
-    for variable in variables:
-        w = np.array(keras.ops.cast(variable, "float64"))
-        m, *second = (
-            np.array(keras.ops.cast(inner.get_slot(variable, name), "float64"))
-            for name in inner.slot_names
-        )
-        unbiased = float(inner._velocity_bias.value) == 0.0
-        correction_1 = 1 - inner.beta_1**t
-        correction_2 = 1.0 if unbiased else 1 - inner.beta_2**t
-        root = np.sqrt(second[-1] / correction_2)
-        rate = float(inner.learning_rate.numpy())
-        if inner.epsilon_hat:
-            effective = rate * np.sqrt(correction_2) / (np.sqrt(second[-1]) + inner.epsilon)
-            dominated = np.sqrt(second[-1]) < inner.epsilon
-        else:
-            effective = rate / (root + inner.epsilon)
-            dominated = root < inner.epsilon
-        update = -effective * m / correction_1
-        l1 = getattr(inner, "l1_regularization_strength", 0.0)
-        l2 = getattr(inner, "l2_regularization_strength", 0.0)
-        if l1 or l2:
-            moved, per_weight = w + update, effective / correction_1
-            moved = np.sign(moved) * np.maximum(np.abs(moved) - per_weight * l1, 0)
-            update = moved / (1 + per_weight * l2) - w
-        # The seed as the weights' dtype holds it.
-        initial = getattr(inner, "initial_accumulator_value", 0.0)
-        initial = keras.ops.convert_to_tensor(np.array(initial), variable.dtype)
-        initial = float(keras.ops.cast(initial, "float64"))
-        noise = np.where(m == 0, 0, np.abs(m / correction_1) / np.where(root == 0, 1, root))
-        at_initial = second[0] == initial
-        touched = np.where(at_initial & (m == 0), np.nan, effective)
-        columns.append((w, m, second[0], update, effective, touched, dominated, at_initial, noise))
-    flat = [tuple(np.ravel(each) for each in column) for column in columns]
-    together = tuple(np.concatenate(each) for each in zip(*flat, strict=True))
-    return [_figures(column) for column in flat], _figures(together)
+    columns = [_columns(inner, variable) for variable in variables]
+    together = [np.concatenate(each) for each in zip(*columns, strict=True)]
+    return [_figures(*column) for column in columns], _figures(*together)
 
 
-def _figures(column):
-    w, m, v, update, effective, touched, dominated, at_initial, noise = column
+def _columns(optimizer, variable):
+    """What is known of each weight of a variable."""
+    t, rule = max(int(optimizer.iterations.numpy()), 1), optimizer.rule
+    w = _float64(variable)
+    slots = [_float64(optimizer.get_slot(variable, name)) for name in optimizer.slots()]
+    m, v, last = slots[0], slots[1], slots[-1]
+    correction_1 = 1.0 if rule.bias_correction == "none" else 1 - rule.beta_1**t
+    correction_2 = 1 - rule.beta_2**t if rule.bias_correction == "both" else 1.0
+    eta, root = float(optimizer.learning_rate.numpy()), np.sqrt(last / correction_2)
+    if rule.epsilon_hat:
+        rate = eta * np.sqrt(correction_2) / (np.sqrt(last) + rule.epsilon)
+        below = np.sqrt(last) < rule.epsilon
+    else:
+        rate, below = eta / (root + rule.epsilon), root < rule.epsilon
+    update = -rate * m / correction_1
+    l1 = getattr(rule, "l1_regularization_strength", 0.0)
+    l2 = getattr(rule, "l2_regularization_strength", 0.0)
+    if l1 or l2:
+        moved, per_weight = w + update, rate / correction_1
+        moved = np.sign(moved) * np.maximum(np.abs(moved) - per_weight * l1, 0)
+        update = moved / (1 + per_weight * l2) - w
+    # The initial values as the slots' dtype holds them.
+    initial = [
+        _float64(keras.ops.convert_to_tensor(np.array(value), variable.dtype))
+        for value in rule.initial_values.values()
+    ]
+    reached = np.any([s != i for s, i in zip(slots, initial, strict=True)], axis=0)
+    near = (last <= 2 * initial[-1]) & (initial[-1] > 0)
+    noise = np.where(m == 0, 0, np.abs(m / correction_1) / np.where(root == 0, 1, root))
+    return [np.ravel(each) for each in (w, m, v, update, reached, rate, below, near, noise)]
+
+
+def _figures(w, m, v, update, reached, rate, below, near, noise):
     norms = [np.sqrt(np.sum(x**2)) for x in (w, m, v, update)]
-    return dict(
-        zip(
-            FIGURES,
-            (
-                *norms,
-                norms[3] / norms[0] if norms[3] else 0.0,
-                effective.min(),
-                np.median(effective),
-                np.quantile(effective, 0.999),
-                effective.max(),
-                np.nan if np.all(np.isnan(touched)) else np.nanmax(touched),
-                dominated.mean(),
-                at_initial.mean(),
-                np.median(noise),
-            ),
-            strict=True,
-        )
-    )
+    ratio = norms[3] / norms[0] if norms[3] else 0.0
+    if reached.any():
+        rate, below, near, noise = (each[reached] for each in (rate, below, near, noise))
+        rates = [rate.min(), *_quantiles(rate, [0.5, 0.999]), rate.max()]
+        rest = [*rates, below.mean(), near.mean(), *_quantiles(noise, [0.5])]
+    else:
+        rest = [np.nan] * 7
+    return dict(zip(FIGURES, [*norms, ratio, reached.mean(), *rest], strict=True))
+
+
+def _quantiles(values, fractions):
+    return np.quantile(values, fractions, method="inverted_cdf")
+
+
+def _float64(tensor):
+    return np.array(keras.ops.cast(tensor, "float64"))
 
 
 def assert_figures(report, optimizer, variables, rounding=ROUNDING):

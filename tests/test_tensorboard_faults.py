@@ -37,7 +37,7 @@ def test_two_runs_write_into_one_folder(tmp_path):
     models = [trained(keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")) for _ in range(2)]
     assert len(list(tmp_path.glob("events*"))) == 2
     found = events(tmp_path)["optimizer/update_norm", "scalars"]
-    assert [step for step, _ in found] == [1, 2, 3, 1, 2, 3]
+    assert [step for step, _ in found] == [1, 2, 3, 1, 2, 3]  # of two optimizers
     assert [value for _, value in found[:3]] == [value for _, value in found[3:]]
     assert state(models[0]) == state(models[1]) == state(trained())
 
@@ -78,25 +78,8 @@ def test_a_read_only_folder_is_an_error_as_in_keras(tmp_path):
         tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("frequency", ["batch", "epoch"])
-def test_a_writer_that_was_closed_is_an_error(frequency, tmp_path):
-    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq=frequency)
-    close = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: callback._scalars.close() if batch == 1 else None
-    )
-    model = compiled(keras_yogi.Adam(0.0625))
-    with pytest.raises(RuntimeError, match="already closed"):
-        model.fit(*data(), batch_size=16, callbacks=[callback, close], verbose=0)
-    if frequency == "batch":
-        assert list(scalars(tmp_path, "optimizer/update_norm")) == [1, 2]
-    # The third step itself was made, before the error.
-    assert state(model) == state(trained())
-
-
 @pytest.mark.parametrize("how", ["the callback is thrown away", "it is used again"])
-def test_what_was_seen_before_an_error_is_written(how, tmp_path):
-    """Looks wait until there are ten, or the epoch ends: not if it is never to end."""
-
+def test_what_was_written_before_an_error_is_there(how, tmp_path):
     def fail(batch, logs):
         if batch == 1:
             raise KeyboardInterrupt
@@ -115,7 +98,7 @@ def test_what_was_seen_before_an_error_is_written(how, tmp_path):
     del callback, model, stop
     gc.collect()
     steps = [step for step, _ in events(tmp_path)["optimizer/update_norm", "scalars"]]
-    assert steps == ([1, 2, 1, 2, 3] if how == "it is used again" else [1, 2])
+    assert steps == ([1, 2, 3, 4, 5] if how == "it is used again" else [1, 2])
 
 
 FULL = """

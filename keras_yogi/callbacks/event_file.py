@@ -26,7 +26,10 @@ class EventFile:
         """Adds a tf.Summary, at its place on the axis."""
         from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
 
-        self._try(self._writer.add_event, Event(summary=summary, step=step, wall_time=time.time()))
+        event = Event(step=step, wall_time=time.time())
+        # Some are of TensorFlow's class of that name, and the writer takes TensorBoard's alone.
+        event.summary.ParseFromString(summary.SerializeToString())
+        self._try(self._writer.add_event, event)
 
     def flush(self) -> None:
         """Hands everything to the file system."""

@@ -16,7 +16,7 @@ BUCKETS = 30
 
 HISTOGRAMS = {
     "effective_lr": "log₁₀ of the effective learning rate η / (√v̂ + ε)",
-    "root": "log₁₀ of √v̂",
+    "root_velocity": "log₁₀ of √v̂",
     "update": "log₁₀ of the size of the last update",
 }
 """The terms of each weight that have histograms, with their descriptions."""
@@ -75,7 +75,7 @@ def histograms(samples: Mapping[str, Sample]) -> Any:
 def buckets(values: np.ndarray, multiplicity: np.ndarray) -> np.ndarray:
     """Rows of left edge, right edge and count; values that are not finite are left out."""
     finite = np.isfinite(values)
-    values, multiplicity = values[finite], multiplicity[finite]
+    values, multiplicity = values[finite].astype("float64"), multiplicity[finite]
     if not len(values):
         return np.zeros((BUCKETS, 3))
     low, high = values.min(), values.max()

@@ -13,9 +13,9 @@ Function = Callable[..., Any]
 
 def flat(variable: Any) -> Any:
     """All elements of a variable in one row."""
-    # Converted first. To gather from a TensorFlow variable itself makes TensorFlow copy the whole
+    # Reshaped first. To gather from a TensorFlow variable itself makes TensorFlow copy the whole
     # variable at every later read.
-    return ops.reshape(ops.convert_to_tensor(variable), [-1])
+    return ops.reshape(variable, [-1])
 
 
 def array_of(variable: Any) -> tuple[Any, int]:

@@ -61,7 +61,7 @@ class OptimizerView(NamedTuple):
             rate = source(ops.maximum(batches - 1, 0))
         else:
             rate = self.optimizer.learning_rate
-        return ops.convert_to_tensor(iterations), ops.convert_to_tensor(rate)
+        return ops.copy(iterations), ops.copy(rate)
 
     def terms(self, streams: Terms, step: Any, rate: Any) -> Terms:
         """The terms of weights, of which `streams` holds the values and slots."""

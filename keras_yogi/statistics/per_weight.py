@@ -68,7 +68,7 @@ def per_weight_terms(
     """
     weights, slots = streams["weight"], tuple(streams[name] for name in rule.initial_values)
     dtype = keras.backend.standardize_dtype(weights.dtype)
-    stored = [ops.cast(value, stored_dtype) for value in rule.initial_values.values()]
+    stored = [ops.convert_to_tensor(value, stored_dtype) for value in rule.initial_values.values()]
     initial = [ops.cast(value, dtype) for value in stored]
     changed = [ops.not_equal(*pair) for pair in zip(slots, initial, strict=True)]
     terms = {**streams, "is_reached": ops.any(ops.stack(changed), axis=0)}
@@ -81,7 +81,7 @@ def per_weight_terms(
         size, corrected = ops.abs(slots[0]), root / ops.sqrt(scalars.correction_2)
         noise = size / scalars.correction_1 / corrected
         terms |= {
-            "root": corrected,
+            "root_velocity": corrected,
             "effective_lr": rate * scalars.correction_1,
             "signal_to_noise": ops.where(ops.equal(size, 0.0), ops.zeros_like(size), noise),
             "relative_step": size * rate / scalars.learning_rate,
