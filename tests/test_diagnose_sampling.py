@@ -23,7 +23,7 @@ def test_sizes_of_samples(sizes, counts):
 
 
 def test_the_documented_numbers_of_weights():
-    assert FAST == (16_384, 32)
+    assert FAST == (8_192, 32)
     assert FULL == (1_048_576, 16_384)
 
 

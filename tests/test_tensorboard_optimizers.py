@@ -54,7 +54,9 @@ def test_a_multi_optimizer(tmp_path):
     model = compiled(keras.optimizers.MultiOptimizer(by_path))
     fit(model, keras_yogi.TensorBoard(tmp_path))
     rates = {"optimizer/learning_rate_ours", "optimizer/learning_rate_rest"}
-    assert tags(tmp_path, "scalars") == (SCALARS - {"optimizer/learning_rate"} | rates) | OF_VARIABLES
+    assert (
+        tags(tmp_path, "scalars") == (SCALARS - {"optimizer/learning_rate"} | rates) | OF_VARIABLES
+    )
     embed, *others = model.trainable_variables
     squares = [by_hand(ours, [embed])[1], by_hand(rest, others)[1]]
     norm = np.sqrt(sum(figures["update_norm"] ** 2 for figures in squares))
@@ -64,7 +66,10 @@ def test_a_multi_optimizer(tmp_path):
 def test_a_schedule(tmp_path):
     schedule = keras.optimizers.schedules.InverseTimeDecay(0.5, 1, 1.0)
     fit(compiled(keras_yogi.Adam(schedule)), keras_yogi.TensorBoard(tmp_path))
-    assert scalars(tmp_path, "optimizer/learning_rate") == {0: np.float32(0.5 / 3), 1: np.float32(0.5 / 6)}
+    assert scalars(tmp_path, "optimizer/learning_rate") == {
+        0: np.float32(0.5 / 3),
+        1: np.float32(0.5 / 6),
+    }
 
 
 def test_a_learning_rate_that_a_callback_changes(tmp_path):

@@ -1,13 +1,13 @@
 """StatisticsCollector: from an optimizer's slots to figures of its variables and its model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
 from keras_yogi.statistics import device_read, optimizer_view
-from keras_yogi.statistics.optimizer_view import OptimizerView, is_table
+from keras_yogi.statistics.optimizer_view import OptimizerView, row_length
 from keras_yogi.statistics.per_weight import Terms, Totals, combine, figures_of, totals
 from keras_yogi.statistics.sampling import FAST, FULL, Precision, positions, quantiles
 
@@ -37,7 +37,7 @@ _QUANTILES = {
 }
 
 CHUNK = 2**20
-"""Weights of a variable that are processed at once: they may not all fit into memory."""
+"""Weights that are processed at once: all of them may not fit into memory."""
 
 
 class Sample(NamedTuple):
@@ -69,20 +69,19 @@ class StatisticsCollector:
         optimizer: any Keras optimizer that is built.
         fast: the size of the sample of an estimate. Defaults to FAST.
         full: the size of the sample of full statistics. Defaults to FULL.
-        chunk: weights of a variable that are processed at once. Defaults to CHUNK.
+        chunk: how many weights are processed at once. Defaults to CHUNK.
     """
 
     def __init__(
         self, optimizer: Any, fast: Precision = FAST, full: Precision = FULL, chunk: int = CHUNK
     ) -> None:
-        self._optimizer, self._chunk = optimizer, chunk
+        self._optimizer, self._fast, self._full, self._chunk = optimizer, fast, full, chunk
         self._views = optimizer_view.optimizer_views(optimizer)
         pairs = [(view, variable) for view in self._views for variable in view.variables]
         names = optimizer_view.variable_names([variable for _, variable in pairs])
         self.variables = {name: v for name, (_, v) in zip(names, pairs, strict=True)}
         self.view_of = {name: view for name, (view, _) in zip(names, pairs, strict=True)}
         self.notes = [note for note in dict.fromkeys(v.note() for v in self._views) if note]
-        self._fast, self._full = fast, full
         self._total = sum(_size(variable) for _, variable in pairs)
         self._functions: dict[Any, Any] = {}
 
@@ -97,9 +96,12 @@ class StatisticsCollector:
         for index, (view, now) in enumerate(zip(self._views, progress, strict=True)):
             key = index, view.rule, compiled  # a graph holds the hyperparameters as constants
             if key not in self._functions:
-                _ = view.figures  # tries a new rule out, which must not be traced
-                terms, multiplicity = self._sampled_terms(view)
+                sizes = [_size(variable) for variable in view.variables]
+                chosen = [positions(size, self._total, self._fast) for size in sizes]
+                terms = _terms_function(view, [(i, chosen[i]) for i in view.reading_order()])
                 terms = device_read.compiled(terms, *now) if compiled else terms
+                counts = [(sizes[i], len(chosen[i])) for i in view.reading_order()]
+                multiplicity = np.concatenate([np.full(n, size / n) for size, n in counts])
                 self._functions[key] = terms, multiplicity
             terms, multiplicity = self._functions[key]
             samples[str(index)] = Sample(_arrays(terms(*now)), multiplicity)
@@ -110,52 +112,43 @@ class StatisticsCollector:
         variables from samples, everything else from all weights.
         """
         progress = [view.progress() for view in self._views]
-        samples, variables, many = {}, {}, []
+        found: dict[str, list[tuple[Totals, Sample]]] = {name: [] for name in self.variables}
         names = iter(self.variables)
         for view, now in zip(self._views, progress, strict=True):
-            for index in range(len(view.variables)):
-                total, sample = self._of_variable(view, index, *now)
-                many.append(total)
-                samples[name := next(names)] = sample
-                variables[name] = _figures(total, [sample])
-        return self._statistics(progress, many, samples, variables)
+            of_view = [next(names) for _ in view.variables]
+            for pieces in self._chunks(view):
+                terms = _arrays(_terms_function(view, pieces)(*now))
+                end = 0
+                for index, piece in pieces:
+                    start, end = end, end + len(piece)
+                    part = {name: values[start:end] for name, values in terms.items()}
+                    found[of_view[index]].append(self._of_piece(view.variables[index], piece, part))
+        many = {name: combine(total for total, _ in parts) for name, parts in found.items()}
+        samples = {name: _joined([sample for _, sample in parts]) for name, parts in found.items()}
+        variables = {name: _figures(many[name], [samples[name]]) for name in found}
+        return self._statistics(progress, [*many.values()], samples, variables)
 
-    def _sampled_terms(self, view: OptimizerView) -> tuple[Any, np.ndarray]:
-        """A function of step and learning rate, and the multiplicity of the weights it reads."""
-        first = next(iter([*view.slots.values(), view.variables]))
-        order = sorted(range(len(first)), key=lambda i: id(device_read.array_of(first[i])[0]))
-        sizes = [_size(view.variables[i]) for i in order]
-        chosen = [positions(size, self._total, self._fast) for size in sizes]
-        readers = {
-            name: device_read.reader([of_all[i] for i in order], chosen, view.dtype)
-            for name, of_all in view.streams.items()
-        }
+    def _chunks(self, view: OptimizerView) -> Iterator[list[tuple[int, np.ndarray]]]:
+        """All weights of a view, in chunks of pieces: indices of variables, and positions."""
+        pieces: list[tuple[int, np.ndarray]] = []
+        for index in view.reading_order():
+            row = row_length(view.variables[index]) or 1
+            length, size = max(self._chunk // row, 1) * row, _size(view.variables[index])
+            for start in range(0, size, length):
+                piece = np.arange(start, min(start + length, size))
+                if sum(len(each) for _, each in pieces) + len(piece) > self._chunk:
+                    yield pieces
+                    pieces = []
+                pieces.append((index, piece))
+        yield pieces
 
-        def terms(step: Any, rate: Any) -> Terms:
-            return view.terms({name: read() for name, read in readers.items()}, step, rate)
-
-        counts = [len(each) for each in chosen]
-        return terms, np.repeat(np.divide(sizes, counts), counts)
-
-    def _of_variable(
-        self, view: OptimizerView, index: int, step: Any, rate: Any
-    ) -> tuple[Totals, Sample]:
-        """Totals of all weights of a variable, and a sample."""
-        variable = view.variables[index]
-        rows = {name: device_read.flat(of_all[index]) for name, of_all in view.streams.items()}
-        row = int(variable.shape[1]) if is_table(variable) else 0
-        size, length = _size(variable), max(self._chunk // (row or 1), 1) * (row or 1)
+    def _of_piece(self, variable: Any, piece: np.ndarray, terms: Terms) -> tuple[Totals, Sample]:
+        size = _size(variable)
         chosen = positions(size, self._total, self._full)
-        many, parts = [], []
-        for start in range(0, size, length):
-            stop = min(start + length, size)
-            streams = {n: ops.cast(each[start:stop], view.dtype) for n, each in rows.items()}
-            terms = _arrays(view.terms(streams, step, rate))
-            many.append(totals(terms, row=row))
-            here = chosen[(chosen >= start) & (chosen < stop)] - start
-            parts.append({name: values[here] for name, values in terms.items()})
-        sample = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return combine(many), Sample(sample, np.full(len(chosen), size / len(chosen)))
+        here = chosen[np.searchsorted(chosen, piece[0]) : np.searchsorted(chosen, piece[-1] + 1)]
+        sample = {name: values[here - piece[0]] for name, values in terms.items()}
+        multiplicity = np.full(len(here), size / len(chosen))
+        return totals(terms, row=row_length(variable)), Sample(sample, multiplicity)
 
     def _statistics(
         self,
@@ -182,6 +175,24 @@ def _size(variable: Any) -> int:
 
 def _arrays(terms: Terms) -> Terms:
     return {name: np.asarray(ops.convert_to_numpy(values)) for name, values in terms.items()}
+
+
+def _joined(samples: list[Sample]) -> Sample:
+    if len(samples) == 1:
+        return samples[0]
+    terms = {n: np.concatenate([each.terms[n] for each in samples]) for n in samples[0].terms}
+    return Sample(terms, np.concatenate([each.multiplicity for each in samples]))
+
+
+def _terms_function(view: OptimizerView, pieces: Sequence[tuple[int, np.ndarray]]) -> Any:
+    """A function of step and learning rate that gives the terms of some weights of a view."""
+    _ = view.figures  # tries a new rule out, which must not be traced
+    chosen = [piece for _, piece in pieces]
+    readers = {
+        name: device_read.reader([of_all[index] for index, _ in pieces], chosen, view.dtype)
+        for name, of_all in view.streams.items()
+    }
+    return lambda step, rate: view.terms({n: read() for n, read in readers.items()}, step, rate)
 
 
 def _figures(total: Totals, samples: list[Sample]) -> dict[str, float]:

@@ -10,12 +10,26 @@ from keras import ops
 
 Function = Callable[..., Any]
 
+if keras.config.backend() == "tensorflow":
+    import tensorflow as tf
 
-def flat(variable: Any) -> Any:
-    """All elements of a variable in one row."""
-    # Reshaped first. To gather from a TensorFlow variable itself makes TensorFlow copy the whole
-    # variable at every later read.
-    return ops.reshape(variable, [-1])
+    def _gather(row: Any, positions: np.ndarray) -> Any:
+        return tf.gather(row, positions.astype("int32"))  # ops.take would look for negative ones
+
+    def compiled(function: Function, *arguments: Any) -> Function:
+        """A graph of a function of tensors like these arguments."""
+        # Called as traced: a lookup of the trace would hash every variable at every call.
+        specs = [tf.TensorSpec.from_tensor(each) for each in arguments]
+        return tf.function(function, autograph=False).get_concrete_function(*specs)
+
+else:
+
+    def _gather(row: Any, positions: np.ndarray) -> Any:
+        return ops.take(row, positions)
+
+    def compiled(function: Function, *arguments: Any) -> Function:
+        """The function itself: compiled, it would hold the variables as they were."""
+        return function
 
 
 def array_of(variable: Any) -> tuple[Any, int]:
@@ -26,7 +40,7 @@ def array_of(variable: Any) -> tuple[Any, int]:
 def reader(variables: Sequence[Any], positions: Sequence[np.ndarray], dtype: str) -> Function:
     """A function that reads some positions of variables into one row, variable after variable.
 
-    Variables that share an array come one after another.
+    Neighbours that share an array are read together.
     """
     pairs = zip(map(array_of, variables), positions, strict=True)
     pieces = []
@@ -37,23 +51,11 @@ def reader(variables: Sequence[Any], positions: Sequence[np.ndarray], dtype: str
 
 
 def _take(array: Any, positions: np.ndarray) -> Any:
-    row = flat(array)
+    # Reshaped first. To gather from a TensorFlow variable itself makes TensorFlow copy the whole
+    # variable at every later read.
+    row = ops.reshape(array, [-1])
     is_all = np.array_equal(positions, np.arange(row.shape[0]))
-    return row if is_all else ops.take(row, ops.convert_to_tensor(positions, "int32"))
-
-
-def compiled(function: Function, *arguments: Any) -> Function:
-    """A graph of a function of tensors like these arguments, on TensorFlow.
-
-    On other backends, the function itself: compiled, it would hold the variables as they were.
-    """
-    if keras.config.backend() != "tensorflow":
-        return function
-    import tensorflow as tf
-
-    # Called as traced: a lookup of the trace would hash every variable at every call.
-    specs = [tf.TensorSpec.from_tensor(each) for each in arguments]
-    return tf.function(function, autograph=False).get_concrete_function(*specs)
+    return row if is_all else _gather(row, positions)
 
 
 def number(scalar: Any) -> float:

@@ -17,7 +17,7 @@ from keras_yogi import checks
 from keras_yogi.engines import compute_dtype
 from keras_yogi.rules import AdamRule, AdaptiveRule
 from keras_yogi.statistics import per_weight
-from keras_yogi.statistics.device_read import number
+from keras_yogi.statistics.device_read import array_of, number
 from keras_yogi.statistics.per_weight import RuleFigures, Terms
 
 
@@ -52,6 +52,11 @@ class OptimizerView(NamedTuple):
     def streams(self) -> dict[str, list[Any]]:
         """The variables under the name "weight", and the slots."""
         return {"weight": self.variables, **self.slots}
+
+    def reading_order(self) -> list[int]:
+        """Indices of the variables, those whose slots share an array next to each other."""
+        first = next(iter([*self.slots.values(), self.variables]))
+        return sorted(range(len(first)), key=lambda index: id(array_of(first[index])[0]))
 
     def progress(self) -> tuple[Any, Any]:
         """The steps made, and the learning rate of the last one: scalar tensors."""
@@ -133,7 +138,7 @@ def _views(optimizer: Any) -> list[OptimizerView]:
         # Keras keeps no slot for a variable that it overwrites with its gradient.
         if np.prod(variable.shape) and all(of_all[index] is not None for of_all in slots.values()):
             dtype = keras.backend.standardize_dtype(variable.dtype)
-            indices.setdefault((may_be_lazy and is_table(variable), dtype), []).append(index)
+            indices.setdefault((may_be_lazy and row_length(variable) > 0, dtype), []).append(index)
     return [
         OptimizerView(
             optimizer,
@@ -181,10 +186,11 @@ _KERAS_SLOTS = {
 }
 
 
-def is_table(variable: Any) -> bool:
-    """Whether it is what Keras's Embedding looks its rows up in."""
+def row_length(variable: Any) -> int:
+    """The length of the rows of what Keras's Embedding looks rows up in; 0 of other variables."""
     name = checks.path(variable).split("/")[-1].split(":")[0]
-    return name == "embeddings" and len(variable.shape) == 2
+    is_table = name == "embeddings" and len(variable.shape) == 2
+    return int(variable.shape[1]) if is_table else 0
 
 
 def variable_names(variables: list[Any]) -> list[str]:
