@@ -51,15 +51,18 @@ def train(optimizer, variables, steps=5, seed=1):
     return optimizer
 
 
-def by_hand(optimizer, variables):
-    """The figures of each of the variables, and of all of them together."""
+def by_hand(optimizer, variables, learning_rate=None):
+    """The figures of each of the variables, and of all of them together.
+
+    `learning_rate` is the last step's, of a schedule.
+    """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    columns = [_columns(inner, variable) for variable in variables]
+    columns = [_columns(inner, variable, learning_rate) for variable in variables]
     together = [np.concatenate(each) for each in zip(*columns, strict=True)]
     return [_figures(*column) for column in columns], _figures(*together)
 
 
-def _columns(optimizer, variable):
+def _columns(optimizer, variable, learning_rate):
     """What is known of each weight of a variable."""
     t, rule = max(int(optimizer.iterations.numpy()), 1), optimizer.rule
     w = _float64(variable)
@@ -67,7 +70,8 @@ def _columns(optimizer, variable):
     m, v, last = slots[0], slots[1], slots[-1]
     correction_1 = 1.0 if rule.bias_correction == "none" else 1 - rule.beta_1**t
     correction_2 = 1 - rule.beta_2**t if rule.bias_correction == "both" else 1.0
-    eta, root = float(optimizer.learning_rate.numpy()), np.sqrt(last / correction_2)
+    eta = learning_rate or float(optimizer.learning_rate.numpy())
+    root = np.sqrt(last / correction_2)
     if rule.epsilon_hat:
         rate = eta * np.sqrt(correction_2) / (np.sqrt(last) + rule.epsilon)
         below = np.sqrt(last) < rule.epsilon

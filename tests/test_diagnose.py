@@ -353,7 +353,7 @@ UPDATES = {"update_norm", "update_to_weight_ratio"}
     [
         (Largest(), set(FIGURES), ""),
         (Scaled(), set(FIGURES), ""),
-        (Sign(), NORMS, "does not do what its `update` does"),
+        (Sign(), NORMS, "`update` of its rule does not end in `descend`"),
         (DescribedSign(), NORMS | UPDATES, "no effective learning rates"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import pytest
 import tensorflow as tf
-from test_tensorboard import compiled, data, events, fit, scalars
+from test_tensorboard import compiled, data, events, fit
 
 import keras_yogi
 

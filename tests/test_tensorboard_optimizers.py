@@ -15,8 +15,8 @@ from test_tensorboard import OF_VARIABLES, SCALARS, compiled, data, events, fit,
 import keras_yogi
 
 
-def assert_last_values(folder, optimizer, variables, step=1):
-    _, of_model = by_hand(optimizer, variables)
+def assert_last_values(folder, optimizer, variables, step=1, learning_rate=None):
+    _, of_model = by_hand(optimizer, variables, learning_rate)
     for figure in FIGURES:
         last = scalars(folder, f"optimizer/{figure}")[step]
         assert last == pytest.approx(of_model[figure], rel=ROUNDING), figure
@@ -94,7 +94,7 @@ def test_a_schedule_in_every_batch(tmp_path):
     fit(model, keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch"))
     expected = {step: np.float32(0.5 / step) for step in range(1, 7)}
     assert scalars(tmp_path, "optimizer/learning_rate") == expected
-    assert_last_values(tmp_path, model.optimizer, model.trainable_variables, step=6)
+    assert_last_values(tmp_path, model.optimizer, model.trainable_variables, 6, 0.5 / 6)
 
 
 def test_a_learning_rate_from_a_function_stays_live(tmp_path):
@@ -188,7 +188,7 @@ def test_mirrored_variables(tmp_path):
     for runs in ("", "_batches"):
         mirrored, one = (tmp_path / f"{name}{runs}" for name in ("mirrored", "one"))
         assert tags(mirrored) == tags(one)
-        assert tags(mirrored, "scalars") == SCALARS | OF_VARIABLES
+        assert tags(mirrored, "scalars") >= OF_VARIABLES
         for figure in FIGURES:
             ours, theirs = (scalars(folder, f"optimizer/{figure}") for folder in (mirrored, one))
             # 6e-8 a gradient, in six steps each of which feeds the next

@@ -14,7 +14,6 @@ class EventFile:
     """
 
     def __init__(self, folder: str) -> None:
-        """Makes the folder and the file."""
         import tensorflow as tf
         from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
 
@@ -32,18 +31,15 @@ class EventFile:
         self._try(self._writer.add_event, event)
 
     def flush(self) -> None:
-        """Hands everything to the file system."""
         self._try(self._writer.flush)
 
     def close(self) -> None:
-        """Ends the file."""
         self._try(self._writer.close)
 
     def _try(self, action: Callable[..., None], *arguments: Any) -> None:
-        if self._failed:
-            return
         try:
-            action(*arguments)
+            if not self._failed:
+                action(*arguments)
         except self._errors as error:
             self._failed = True
             text = f"Nothing more is written to {self._folder}; training goes on. {error}"

@@ -15,8 +15,9 @@ _FIRST_COLUMNS = ("optimizer", "learning_rate", "epsilon", "initial_accumulator_
 
 
 def hyperparameters(optimizer: Any) -> dict[str, Any]:
-    """The arguments of the optimizers in `optimizer`, as TensorBoard takes them. Those that are None
-    are left out. With several optimizers, each name begins with that of its optimizer.
+    """The arguments of the optimizers in `optimizer`, as TensorBoard takes them, but None.
+
+    With several optimizers, each name begins with that of its optimizer.
     """
     several = unwrapped(optimizer)
     found: dict[str, Any] = {}
@@ -64,24 +65,17 @@ def session_end() -> Any:
 def columns(optimizer: Any, logs: Iterable[str]) -> Any:
     """A summary: the columns of the HParams page, those that matter most first.
 
-    TensorBoard takes them from one of the runs, whichever it finds first, so that they must hold
-    what the other runs may have.
-
-    Args:
-        optimizer: of this run.
-        logs: names of the losses and metrics, as Keras logs them at the end of an epoch.
+    TensorBoard takes them from any one run, so that they hold what the other runs may have. `logs`
+    are the names of the losses and metrics, as Keras logs them at the end of an epoch.
     """
     from tensorboard.plugins.hparams import api
 
     fields = [field.name for rule in (AdamRule, YogiRule) for field in dataclasses.fields(rule)]
     names = dict.fromkeys([*_FIRST_COLUMNS, *fields, "weight_decay", *hyperparameters(optimizer)])
+    parts = {name: "validation" if name.startswith("val_") else "train" for name in logs}
     metrics = [
-        api.Metric(
-            f"epoch_{name.removeprefix('val_')}",
-            group="validation" if name.startswith("val_") else "train",
-            display_name=name,
-        )
-        for name in logs
+        api.Metric(f"epoch_{name.removeprefix('val_')}", group=part, display_name=name)
+        for name, part in parts.items()
     ]
     return api.hparams_config_pb([api.HParam(name) for name in names], metrics)
 

@@ -1,8 +1,9 @@
-"""Summaries, as tf.summary.scalar, histogram and text would write them: one for many tags.
+"""Summaries as tf.summary.scalar, histogram and text would write them, each of many tags.
 
 A call of tf.summary.scalar costs 0.1 ms, and an optimizer has thousands of scalars.
 """
 
+import importlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,65 +12,40 @@ import numpy as np
 
 from keras_yogi.statistics.collector import FIGURES, Sample
 
-BUCKETS = 30
-"""Of a histogram: tf.summary.histogram's default."""
-
+BUCKETS = 30  # of a histogram: tf.summary.histogram's default
 HISTOGRAMS = {
     "effective_lr": "log₁₀ of the effective learning rate η / (√v̂ + ε)",
     "root_velocity": "log₁₀ of √v̂",
     "update": "log₁₀ of the size of the last update",
 }
 """The terms of each weight that have histograms, with their descriptions."""
-
 LAYOUT_FIGURES = (
-    "effective_lr_median",
-    "effective_lr_max",
-    "update_to_weight_ratio",
-    "epsilon_share",
+    *("effective_lr_median", "effective_lr_max"),
+    *("update_to_weight_ratio", "epsilon_share"),
 )
 """The figures that have a card for each layer."""
 
 
-def model_scalars(model: Mapping[str, float]) -> Any:
-    """A summary of the model's figures."""
-    from tensorboard.plugins.scalar import metadata  # type: ignore[import-untyped]
-
-    rate = FIGURES["learning_rate"]  # of several optimizers, each has one
-    rows = [(f"optimizer/{name}", FIGURES.get(name, rate), v) for name, v in model.items()]
-    return _summary(rows, metadata, "float32")
+def scalars(figures: Mapping[str, float], tag: str) -> list[tuple[str, str, float]]:
+    """Rows for `summary`: a tag in which the figure's name stands for {}, description, value."""
+    rate = FIGURES["learning_rate"]  # with several optimizers, learning_rate_<name>
+    return [(tag.format(name), FIGURES.get(name, rate), value) for name, value in figures.items()]
 
 
-def variable_scalars(variables: Mapping[str, Mapping[str, float]]) -> Any:
-    """A summary of the figures of every variable."""
-    from tensorboard.plugins.scalar import metadata
-
-    rows = [
-        (f"optimizer_{figure}/{name}", FIGURES[figure], value)
-        for name, figures in variables.items()
-        for figure, value in figures.items()
-    ]
-    return _summary(rows, metadata, "float32")
-
-
-def histograms(samples: Mapping[str, Sample]) -> Any:
-    """A summary of the terms in HISTOGRAMS, whose variables' weights are counted by layer."""
-    from tensorboard.plugins.histogram import metadata  # type: ignore[import-untyped]
-
-    values: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+def histograms(samples: Mapping[str, Sample]) -> list[tuple[str, str, np.ndarray]]:
+    """Rows for `summary`: how often the terms in HISTOGRAMS have which size in each layer."""
+    columns: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     for name, (terms, multiplicity) in samples.items():
         for term in HISTOGRAMS.keys() & terms.keys():
             with np.errstate(divide="ignore"):
                 logarithms = np.log10(np.abs(terms[term].astype("float64")))
-            values.setdefault((term, layer_of(name)), []).append((logarithms, multiplicity))
-    rows = [
-        (
-            f"optimizer_log10_{term}/{layer}",
-            HISTOGRAMS[term],
-            buckets(*map(np.concatenate, zip(*v, strict=True))),
-        )
-        for (term, layer), v in sorted(values.items())
-    ]
-    return _summary(rows, metadata, "float64")
+            columns.setdefault((term, layer_of(name)), []).append((logarithms, multiplicity))
+    rows = []
+    for (term, layer), parts in sorted(columns.items()):
+        values, multiplicity = map(np.concatenate, zip(*parts, strict=True))
+        tag = f"optimizer_log10_{term}/{layer}"
+        rows.append((tag, HISTOGRAMS[term], buckets(values, multiplicity)))
+    return rows
 
 
 def buckets(values: np.ndarray, multiplicity: np.ndarray) -> np.ndarray:
@@ -86,16 +62,23 @@ def buckets(values: np.ndarray, multiplicity: np.ndarray) -> np.ndarray:
     return np.stack([edges[:-1], edges[1:], counts], axis=1)
 
 
-def text(tag: str, markdown: str) -> Any:
-    """A summary of one text."""
-    from tensorboard.plugins.text import metadata  # type: ignore[import-untyped]
+def summary(plugin: str, rows: Iterable[tuple[str, str, Any]]) -> Any:
+    """A tf.Summary of tags, descriptions and values for a plugin: scalar, histogram or text."""
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+    from tensorboard.util.tensor_util import make_tensor_proto  # type: ignore[import-untyped]
 
-    return _summary([(tag, "about the optimizer", markdown)], metadata, "string")
+    metadata = importlib.import_module(f"tensorboard.plugins.{plugin}.metadata")
+    dtype = {"scalar": "float32", "histogram": "float64", "text": "string"}[plugin]
+    found = Summary()
+    for tag, description, value in rows:
+        about = metadata.create_summary_metadata(None, description)
+        found.value.add(tag=tag, metadata=about, tensor=make_tensor_proto(value, dtype))
+    return found
 
 
 def layout(names: Iterable[str]) -> Any:
-    """A layout for the page of custom scalars: for every figure, one card a layer, with a line for
-    each of its variables.
+    """A tf.Summary for the page of custom scalars: for every figure, one card a layer, with a line
+    for each of its variables.
     """
     from tensorboard.plugins.custom_scalar import layout_pb2, summary  # type: ignore[import-untyped]
 
@@ -111,14 +94,3 @@ def layout(names: Iterable[str]) -> Any:
 def layer_of(name: str) -> str:
     """The layer that a variable of this name belongs to."""
     return name.rpartition("/")[0] or name
-
-
-def _summary(rows: Iterable[tuple[str, str, Any]], metadata: Any, dtype: str) -> Any:
-    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-    from tensorboard.util.tensor_util import make_tensor_proto  # type: ignore[import-untyped]
-
-    summary = Summary()
-    for tag, description, value in rows:
-        about = metadata.create_summary_metadata(None, description)
-        summary.value.add(tag=tag, metadata=about, tensor=make_tensor_proto(value, dtype))
-    return summary

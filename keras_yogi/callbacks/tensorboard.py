@@ -3,7 +3,7 @@
 import numbers
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -11,9 +11,12 @@ import keras
 from keras_yogi import checks
 from keras_yogi.callbacks import run_metadata, summaries
 from keras_yogi.callbacks.event_file import EventFile
+from keras_yogi.callbacks.summaries import scalars
 from keras_yogi.statistics import advice
 from keras_yogi.statistics.collector import StatisticsCollector
 from keras_yogi.statistics.optimizer_view import batches_made
+
+MODEL_TAG = "optimizer/{}"
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
@@ -22,10 +25,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
     Everything that keras.callbacks.TensorBoard writes is written as it writes it. Besides, from
     the optimizer's slots alone, so that a training step computes nothing more:
 
-    - `optimizer/<figure>`: figures of the whole model, such as the norm of the last update and the
-      median of the effective learning rates η / (√v̂ + ε);
-    - `optimizer_<figure>/<variable>`: the same of every variable, at the end of every epoch; the
-      page "Custom Scalars" shows them as one card a layer;
+    - `optimizer/<figure>`: figures of the whole model, such as the norm of the last update;
+    - `optimizer_<figure>/<variable>`: the same of every variable, at the end of every epoch;
     - histograms of the effective learning rates, of √v̂ and of the updates of every layer;
     - the page "HParams", and on the page "Text" the optimizer's config and the warnings of
       `keras_yogi.diagnose`.
@@ -39,13 +40,10 @@ class TensorBoard(keras.callbacks.TensorBoard):
             optimizer; 0: never. Defaults to 0.
         optimizer_freq: when the figures of the whole model are written: "epoch": at the end of
             every epoch, over the number of the epoch; "batch" or an integer n ≥ 1: after every
-            batch, or every n-th, over the number of batches that the optimizer has been trained
-            with, also in earlier runs. After batches, the figures of a model of more than 65,536
-            weights are estimated from a sample. Defaults to "epoch".
+            batch, or every n-th, over the number of batches that the optimizer was trained with,
+            from a sample of about 8,192 weights. Defaults to "epoch".
         per_variable: write the figures of every variable too. Defaults to True.
-        **keras_arguments: Keras's own: `write_graph`, `write_images`, `write_steps_per_second`,
-            `update_freq`, `profile_batch`, `embeddings_freq`, `embeddings_metadata`; see
-            keras.callbacks.TensorBoard.
+        **keras_arguments: those of keras.callbacks.TensorBoard.
 
     Raises:
         ValueError: an argument breaks its rule. A folder that cannot be written to is TensorFlow's
@@ -106,8 +104,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
             if hasattr(self.model, "jax_state_sync"):
                 self.model.jax_state_sync()  # on JAX, `fit` holds the newest values
             if collector := self._built_collector():
-                model = collector.estimate().model
-                self._events.write(summaries.model_scalars(model), self._batches)
+                self._write("scalar", scalars(collector.estimate().model, MODEL_TAG), self._batches)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Writes the figures of every variable, and histograms if it is time for them."""
@@ -118,13 +115,16 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if collector and wanted:
             found = collector.statistics()
             if self.optimizer_freq == "epoch":
-                self._events.write(summaries.model_scalars(found.model), epoch)
+                self._write("scalar", scalars(found.model, MODEL_TAG), epoch)
             if self.per_variable:
-                self._events.write(summaries.variable_scalars(found.variables), epoch)
+                of_all = found.variables.items()
+                rows = [row for name, v in of_all for row in scalars(v, f"optimizer_{{}}/{name}")]
+                self._write("scalar", rows, epoch)
             if with_histograms:
-                self._events.write(summaries.histograms(found.samples), epoch)
+                self._write("histogram", summaries.histograms(found.samples), epoch)
             if faults := advice.warnings(collector, found, {}):
-                self._write_text("warnings", "\n".join(f"- {fault}" for fault in faults), epoch)
+                page = "\n".join(f"- {fault}" for fault in faults)
+                self._write("text", [("optimizer/warnings", "what diagnose warns of", page)], epoch)
         self._events.write(run_metadata.columns(self.model.optimizer, logs or {}), 0)
         self._events.flush()
 
@@ -142,7 +142,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 return None
             self._collector = collector
             page = run_metadata.config_markdown(self.model.optimizer, collector.notes)
-            self._write_text("config", page, 0)
+            self._write("text", [("optimizer/config", "how the run was made", page)], 0)
             if self.per_variable:
                 self._events.write(summaries.layout(collector.variables), 0)
             for note in set(collector.notes) - self._warned:
@@ -150,8 +150,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 self._warned.add(note)
         return self._collector
 
-    def _write_text(self, name: str, markdown: str, step: int) -> None:
-        self._events.write(summaries.text(f"optimizer/{name}", markdown), step)
+    def _write(self, plugin: str, rows: Iterable[tuple[str, str, Any]], step: int) -> None:
+        self._events.write(summaries.summary(plugin, rows), step)
 
 
 def _frequency(value: Any) -> Any:

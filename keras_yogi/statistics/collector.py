@@ -189,7 +189,7 @@ def _terms_function(view: OptimizerView, pieces: Sequence[tuple[int, np.ndarray]
     _ = view.figures  # tries a new rule out, which must not be traced
     chosen = [piece for _, piece in pieces]
     readers = {
-        name: device_read.reader([of_all[index] for index, _ in pieces], chosen, view.dtype)
+        name: device_read.reader([of_all[index] for index, _ in pieces], chosen, view.compute_dtype)
         for name, of_all in view.streams.items()
     }
     return lambda step, rate: view.terms({n: read() for n, read in readers.items()}, step, rate)

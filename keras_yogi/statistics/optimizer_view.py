@@ -16,9 +16,8 @@ from keras import ops
 from keras_yogi import checks
 from keras_yogi.engines import compute_dtype
 from keras_yogi.rules import AdamRule, AdaptiveRule
-from keras_yogi.statistics import per_weight
 from keras_yogi.statistics.device_read import array_of, number
-from keras_yogi.statistics.per_weight import RuleFigures, Terms
+from keras_yogi.statistics.per_weight import SQUARES, RuleFigures, Terms, rule_figures, rule_terms
 
 
 class OptimizerView(NamedTuple):
@@ -26,7 +25,7 @@ class OptimizerView(NamedTuple):
 
     optimizer: Any
     is_lazy: bool  # rows of the variables move only when a batch names them
-    stored_dtype: str
+    dtype: str  # that the slots are stored in
     variables: list[Any]
     slots: dict[str, list[Any]]  # in the rule's order; of other optimizers, as far as they exist
 
@@ -38,20 +37,18 @@ class OptimizerView(NamedTuple):
     @property
     def figures(self) -> RuleFigures:
         """Which figures are defined."""
-        rule = self.rule
-        figures = RuleFigures() if rule is None else per_weight.rule_figures(rule)
+        figures = RuleFigures() if (rule := self.rule) is None else rule_figures(rule)
         # The last step did not move the rows that it did not name.
         return figures._replace(update=False, can_forget=False) if self.is_lazy else figures
-
-    @property
-    def dtype(self) -> str:
-        """What the update is computed in."""
-        return compute_dtype(self.stored_dtype)
 
     @property
     def streams(self) -> dict[str, list[Any]]:
         """The variables under the name "weight", and the slots."""
         return {"weight": self.variables, **self.slots}
+
+    @property
+    def compute_dtype(self) -> str:
+        return compute_dtype(self.dtype)
 
     def reading_order(self) -> list[int]:
         """Indices of the variables, those whose slots share an array next to each other."""
@@ -63,23 +60,19 @@ class OptimizerView(NamedTuple):
         iterations, source = self.optimizer.iterations, self.optimizer._learning_rate
         if isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
             batches = iterations * (self.optimizer.gradient_accumulation_steps or 1)
-            rate = source(ops.maximum(batches - 1, 0))
-        else:
-            rate = self.optimizer.learning_rate
-        return ops.copy(iterations), ops.copy(rate)
+            return ops.copy(iterations), ops.copy(source(ops.maximum(batches - 1, 0)))
+        return ops.copy(iterations), ops.copy(self.optimizer.learning_rate)
 
     def terms(self, streams: Terms, step: Any, rate: Any) -> Terms:
         """The terms of weights, of which `streams` holds the values and slots."""
         if (rule := self.rule) is None:
-            return {name: streams[name] for name in per_weight.SQUARES if name in streams}
-        return per_weight.per_weight_terms(
-            rule, self.figures, streams, step, rate, self.stored_dtype
-        )
+            return {name: streams[name] for name in SQUARES if name in streams}
+        return rule_terms(rule, self.figures, streams, step, rate, self.dtype)
 
-    def note(self) -> str | None:
-        """What is left out of the figures, in one sentence."""
-        name, rule, figures = type(self.optimizer).__name__, self.rule, self.figures
-        if rule is None:
+    def note(self) -> str:
+        """What is left out of the figures, in one sentence; empty if nothing is."""
+        name, figures = type(self.optimizer).__name__, self.figures
+        if self.rule is None:
             return f"{name}: only norms are known, of {', '.join(self.streams)}"
         if self.is_lazy:
             tables = ", ".join(f"`{checks.path(v)}`" for v in self.variables)
@@ -88,13 +81,13 @@ class OptimizerView(NamedTuple):
                 "update figures are those of the other variables"
             )
         if not figures.update:
-            return f"{name}: `descend` of its rule does not do what its `update` does: see norms"
+            return f"{name}: only norms are known: `update` of its rule does not end in `descend`"
         if not figures.effective_lr:
             return (
                 f"{name}: no effective learning rates, because `descend` of its rule does not "
                 "subtract `learning_rate_per_weight` times the momentum"
             )
-        return None
+        return ""
 
 
 def unwrapped(optimizer: Any) -> list[Any]:
@@ -112,10 +105,8 @@ def skipped_steps(optimizer: Any) -> int:
 
 def batches_made(optimizer: Any) -> int:
     """The batches that an optimizer was trained with, skipped and accumulated ones included."""
-    made = [
-        int(number(each.iterations)) * (each.gradient_accumulation_steps or 1)
-        for each in unwrapped(optimizer)
-    ]
+    several = unwrapped(optimizer)
+    made = [int(number(o.iterations)) * (o.gradient_accumulation_steps or 1) for o in several]
     return max(made, default=0) + skipped_steps(optimizer)
 
 
@@ -126,28 +117,22 @@ def optimizer_views(optimizer: Any) -> list[OptimizerView]:
 
 def _views(optimizer: Any) -> list[OptimizerView]:
     variables = list(optimizer._trainable_variables)
-    # Gradients of tables are rows on TensorFlow alone, and not if Keras accumulates them.
-    may_be_lazy = (
-        getattr(optimizer, "sparse_update", "") == "lazy"
-        and keras.config.backend() == "tensorflow"
-        and not optimizer.gradient_accumulation_steps
-    )
     slots = optimizer.slots() if _is_ours(optimizer) else _keras_slots(optimizer, variables)
+    # Gradients of tables are rows on TensorFlow alone, and not if Keras accumulates them.
+    may_be_lazy = getattr(optimizer, "sparse_update", "") == "lazy"
+    may_be_lazy &= keras.config.backend() == "tensorflow"
+    may_be_lazy &= not optimizer.gradient_accumulation_steps
     indices: dict[tuple[bool, str], list[int]] = {}
     for index, variable in enumerate(variables):
         # Keras keeps no slot for a variable that it overwrites with its gradient.
         if np.prod(variable.shape) and all(of_all[index] is not None for of_all in slots.values()):
             dtype = keras.backend.standardize_dtype(variable.dtype)
             indices.setdefault((may_be_lazy and row_length(variable) > 0, dtype), []).append(index)
-    return [
-        OptimizerView(
-            optimizer,
-            *key,
-            [variables[i] for i in chosen],
-            {name: [of_all[i] for i in chosen] for name, of_all in slots.items()},
-        )
-        for key, chosen in indices.items()
-    ]
+    views = []
+    for key, chosen in indices.items():
+        own_slots = {name: [of_all[i] for i in chosen] for name, of_all in slots.items()}
+        views.append(OptimizerView(optimizer, *key, [variables[i] for i in chosen], own_slots))
+    return views
 
 
 def _is_ours(optimizer: Any) -> bool:
@@ -168,22 +153,17 @@ def _rule_of(optimizer: Any) -> AdaptiveRule | None:
 
 
 def _keras_slots(optimizer: Any, variables: list[Any]) -> dict[str, list[Any]]:
+    names = ("momentum", "momentum", "velocity", "velocity_hat")
+    attributes = ("_momentums", "momentums", "_velocities", "_velocity_hats")
+    shapes = [tuple(v.shape) for v in variables]
     slots = {}
-    for attribute, name in _KERAS_SLOTS.items():
+    for name, attribute in zip(names, attributes, strict=True):
         of_all = getattr(optimizer, attribute, None)
         if isinstance(of_all, list) and len(of_all) == len(variables):
-            pairs = zip(of_all, variables, strict=True)
-            if all(slot is None or tuple(slot.shape) == tuple(v.shape) for slot, v in pairs):
+            pairs = zip(of_all, shapes, strict=True)
+            if all(slot is None or tuple(slot.shape) == shape for slot, shape in pairs):
                 slots[name] = of_all
     return slots
-
-
-_KERAS_SLOTS = {
-    "_momentums": "momentum",
-    "momentums": "momentum",
-    "_velocities": "velocity",
-    "_velocity_hats": "velocity_hat",
-}
 
 
 def row_length(variable: Any) -> int:
@@ -196,8 +176,7 @@ def row_length(variable: Any) -> int:
 def variable_names(variables: list[Any]) -> list[str]:
     """The variables' paths, fit for tags: different, and the same for a model made once more.
 
-    A model that was not given a name may be "sequential" now and "sequential_1" later. Its name
-    comes first in all paths, and is left out.
+    The model's name comes first in all paths, and is left out: "sequential", then "sequential_1".
     """
     paths = [checks.path(v).replace(":", "_").split("/") for v in variables]
     if len({path[0] for path in paths}) == 1 and all(len(path) > 2 for path in paths):

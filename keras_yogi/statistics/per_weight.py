@@ -48,13 +48,8 @@ def rule_figures(rule: AdaptiveRule) -> RuleFigures:
     return RuleFigures(has_update, has_update and has_rate, forgets)
 
 
-def per_weight_terms(
-    rule: AdaptiveRule,
-    figures: RuleFigures,
-    streams: Terms,
-    step: Tensor,
-    learning_rate: Tensor,
-    stored_dtype: str,
+def rule_terms(
+    rule: AdaptiveRule, figures: RuleFigures, streams: Terms, step: Tensor, rate: Tensor, dtype: str
 ) -> Terms:
     """The terms of each weight, as far as `figures` says that they are true.
 
@@ -63,28 +58,28 @@ def per_weight_terms(
         figures: of the rule.
         streams: "weight" and the slots by name, in the rule's order and in its compute dtype.
         step: t, the steps made.
-        learning_rate: η of the last step.
-        stored_dtype: of the slots, in which their initial values are rounded.
+        rate: η of the last step.
+        dtype: that the slots are stored in, which rounds their initial values.
     """
     weights, slots = streams["weight"], tuple(streams[name] for name in rule.initial_values)
-    dtype = keras.backend.standardize_dtype(weights.dtype)
-    stored = [ops.convert_to_tensor(value, stored_dtype) for value in rule.initial_values.values()]
-    initial = [ops.cast(value, dtype) for value in stored]
+    computed_in = keras.backend.standardize_dtype(weights.dtype)
+    stored = [ops.convert_to_tensor(value, dtype) for value in rule.initial_values.values()]
+    initial = [ops.cast(value, computed_in) for value in stored]
     changed = [ops.not_equal(*pair) for pair in zip(slots, initial, strict=True)]
     terms = {**streams, "is_reached": ops.any(ops.stack(changed), axis=0)}
-    scalars = rule.scalars(learning_rate, ops.maximum(step, 1), dtype)
+    scalars = rule.scalars(rate, ops.maximum(step, 1), computed_in)
     if figures.update:
         origin = weights if rule.reads_weights else ops.zeros_like(weights)
         terms["update"] = rule.descend(origin, slots, scalars) - origin
     if figures.effective_lr:
-        rate, root = rule.learning_rate_per_weight(slots, scalars), ops.sqrt(slots[-1])
+        per_momentum, root = rule.learning_rate_per_weight(slots, scalars), ops.sqrt(slots[-1])
         size, corrected = ops.abs(slots[0]), root / ops.sqrt(scalars.correction_2)
         noise = size / scalars.correction_1 / corrected
         terms |= {
             "root_velocity": corrected,
-            "effective_lr": rate * scalars.correction_1,
+            "effective_lr": per_momentum * scalars.correction_1,
             "signal_to_noise": ops.where(ops.equal(size, 0.0), ops.zeros_like(size), noise),
-            "relative_step": size * rate / scalars.learning_rate,
+            "relative_step": size * per_momentum / scalars.learning_rate,
             "below_epsilon": (root if rule.epsilon_hat else corrected) < rule.epsilon,
             "near_initial": ops.logical_and(slots[-1] <= 2.0 * initial[-1], initial[-1] > 0.0),
         }
