@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_yogi.statistics import device_read, optimizer_view
-from keras_yogi.statistics.optimizer_view import OptimizerView, row_length
+from keras_yogi.statistics.optimizer_view import OptimizerView
 from keras_yogi.statistics.per_weight import Terms, Totals, combine, figures_of, totals
 from keras_yogi.statistics.sampling import FAST, FULL, Precision, positions, quantiles
 
@@ -77,111 +77,93 @@ class StatisticsCollector:
     ) -> None:
         self._optimizer, self._fast, self._full, self._chunk = optimizer, fast, full, chunk
         self._views = optimizer_view.optimizer_views(optimizer)
-        pairs = [(view, variable) for view in self._views for variable in view.variables]
-        names = optimizer_view.variable_names([variable for _, variable in pairs])
-        self.variables = {name: v for name, (_, v) in zip(names, pairs, strict=True)}
-        self.view_of = {name: view for name, (view, _) in zip(names, pairs, strict=True)}
+        variables = [variable for view in self._views for variable in view.variables]
+        self.variables = dict(zip(optimizer_view.variable_names(variables), variables, strict=True))
+        views = [view for view in self._views for _ in view.variables]
+        self.view_of = dict(zip(self.variables, views, strict=True))
         self.notes = [note for note in dict.fromkeys(v.note() for v in self._views) if note]
-        self._total = sum(_size(variable) for _, variable in pairs)
+        self._total = sum(map(_size, variables))
         self._functions: dict[Any, Any] = {}
 
     def estimate(self, compiled: bool = True) -> Statistics:
-        """The figures of the whole model, estimated from a sample.
-
-        Args:
-            compiled: make a graph, which pays if it is done again and again. Defaults to True.
-        """
+        """The figures of the whole model, from a sample; in a graph, which pays if done often."""
         progress = [view.progress() for view in self._views]
         samples: dict[str, Sample] = {}
         for index, (view, now) in enumerate(zip(self._views, progress, strict=True)):
             key = index, view.rule, compiled  # a graph holds the hyperparameters as constants
             if key not in self._functions:
-                sizes = [_size(variable) for variable in view.variables]
-                chosen = [positions(size, self._total, self._fast) for size in sizes]
-                terms = _terms_function(view, [(i, chosen[i]) for i in view.reading_order()])
-                terms = device_read.compiled(terms, *now) if compiled else terms
-                counts = [(sizes[i], len(chosen[i])) for i in view.reading_order()]
-                multiplicity = np.concatenate([np.full(n, size / n) for size, n in counts])
-                self._functions[key] = terms, multiplicity
-            terms, multiplicity = self._functions[key]
-            samples[str(index)] = Sample(_arrays(terms(*now)), multiplicity)
-        return self._statistics(progress, [totals(*each) for each in samples.values()], samples)
+                sizes = [(i, _size(view.variables[i])) for i in view.reading_order()]
+                pieces = [(i, positions(size, self._total, self._fast)) for i, size in sizes]
+                pairs = [
+                    (size, len(piece)) for (_, size), (_, piece) in zip(sizes, pieces, strict=True)
+                ]
+                function = _terms_function(view, pieces)
+                self._functions[key] = (
+                    device_read.compiled(function, *now) if compiled else function,
+                    np.concatenate([np.full(count, size / count) for size, count in pairs]),
+                )
+            function, multiplicity = self._functions[key]
+            samples[str(index)] = Sample(_arrays(function(*now)), multiplicity)
+        return self._statistics(progress, [totals(*each) for each in samples.values()], samples, {})
 
     def statistics(self) -> Statistics:
         """The figures of the model and of every variable: medians and percentiles of large
         variables from samples, everything else from all weights.
         """
         progress = [view.progress() for view in self._views]
-        found: dict[str, list[tuple[Totals, Sample]]] = {name: [] for name in self.variables}
+        many: dict[str, Totals] = {name: {} for name in self.variables}
+        parts: dict[str, list[Sample]] = {name: [] for name in self.variables}
         names = iter(self.variables)
         for view, now in zip(self._views, progress, strict=True):
             of_view = [next(names) for _ in view.variables]
             for pieces in self._chunks(view):
-                terms = _arrays(_terms_function(view, pieces)(*now))
-                end = 0
+                terms, end = _arrays(_terms_function(view, pieces)(*now)), 0
                 for index, piece in pieces:
                     start, end = end, end + len(piece)
-                    part = {name: values[start:end] for name, values in terms.items()}
-                    found[of_view[index]].append(self._of_piece(view.variables[index], piece, part))
-        many = {name: combine(total for total, _ in parts) for name, parts in found.items()}
-        samples = {name: _joined([sample for _, sample in parts]) for name, parts in found.items()}
-        variables = {name: _figures(many[name], [samples[name]]) for name in found}
+                    name, variable = of_view[index], view.variables[index]
+                    part = {term: values[start:end] for term, values in terms.items()}
+                    total = totals(part, row=optimizer_view.row_length(variable))
+                    many[name] = combine([many[name], total])
+                    parts[name].append(self._sample_of(_size(variable), piece, part))
+        samples = {name: _joined(of_variable) for name, of_variable in parts.items()}
+        variables = {name: _figures(many[name], [samples[name]]) for name in many}
         return self._statistics(progress, [*many.values()], samples, variables)
 
     def _chunks(self, view: OptimizerView) -> Iterator[list[tuple[int, np.ndarray]]]:
         """All weights of a view, in chunks of pieces: indices of variables, and positions."""
         pieces: list[tuple[int, np.ndarray]] = []
         for index in view.reading_order():
-            row = row_length(view.variables[index]) or 1
+            row = optimizer_view.row_length(view.variables[index]) or 1
             length, size = max(self._chunk // row, 1) * row, _size(view.variables[index])
             for start in range(0, size, length):
                 piece = np.arange(start, min(start + length, size))
-                if sum(len(each) for _, each in pieces) + len(piece) > self._chunk:
+                if pieces and sum(len(p) for _, p in pieces) + len(piece) > self._chunk:
                     yield pieces
                     pieces = []
                 pieces.append((index, piece))
         yield pieces
 
-    def _of_piece(self, variable: Any, piece: np.ndarray, terms: Terms) -> tuple[Totals, Sample]:
-        size = _size(variable)
+    def _sample_of(self, size: int, piece: np.ndarray, terms: Terms) -> Sample:
         chosen = positions(size, self._total, self._full)
-        here = chosen[np.searchsorted(chosen, piece[0]) : np.searchsorted(chosen, piece[-1] + 1)]
-        sample = {name: values[here - piece[0]] for name, values in terms.items()}
-        multiplicity = np.full(len(here), size / len(chosen))
-        return totals(terms, row=row_length(variable)), Sample(sample, multiplicity)
+        here = chosen[(chosen >= piece[0]) & (chosen <= piece[-1])] - piece[0]
+        sample = {name: values[here] for name, values in terms.items()}
+        return Sample(sample, np.full(len(here), size / len(chosen)))
 
     def _statistics(
         self,
         progress: Sequence[tuple[Any, Any]],
         many: Sequence[Totals],
         samples: dict[str, Sample],
-        variables: dict[str, dict[str, float]] | None = None,
+        variables: dict[str, dict[str, float]],
     ) -> Statistics:
         names = [view.optimizer.name for view in self._views]
         rates = dict(zip(names, (device_read.number(rate) for _, rate in progress), strict=True))
-        model = {
-            "learning_rate" if len(rates) == 1 else f"learning_rate_{name}": rate
-            for name, rate in rates.items()
-        }
+        tags = [f"learning_rate_{name}" if len(rates) > 1 else "learning_rate" for name in rates]
+        model = dict(zip(tags, rates.values(), strict=True))
         model |= _figures(combine(many), list(samples.values()))
         model["skipped_steps"] = float(optimizer_view.skipped_steps(self._optimizer))
         step = max((int(device_read.number(step)) for step, _ in progress), default=0)
-        return Statistics(step, rates, model, variables or {}, samples)
-
-
-def _size(variable: Any) -> int:
-    return int(np.prod(variable.shape))
-
-
-def _arrays(terms: Terms) -> Terms:
-    return {name: np.asarray(ops.convert_to_numpy(values)) for name, values in terms.items()}
-
-
-def _joined(samples: list[Sample]) -> Sample:
-    if len(samples) == 1:
-        return samples[0]
-    terms = {n: np.concatenate([each.terms[n] for each in samples]) for n in samples[0].terms}
-    return Sample(terms, np.concatenate([each.multiplicity for each in samples]))
+        return Statistics(step, rates, model, variables, samples)
 
 
 def _terms_function(view: OptimizerView, pieces: Sequence[tuple[int, np.ndarray]]) -> Any:
@@ -189,7 +171,7 @@ def _terms_function(view: OptimizerView, pieces: Sequence[tuple[int, np.ndarray]
     _ = view.figures  # tries a new rule out, which must not be traced
     chosen = [piece for _, piece in pieces]
     readers = {
-        name: device_read.reader([of_all[index] for index, _ in pieces], chosen, view.compute_dtype)
+        name: device_read.reader([of_all[i] for i, _ in pieces], chosen, view.compute_dtype)
         for name, of_all in view.streams.items()
     }
     return lambda step, rate: view.terms({n: read() for n, read in readers.items()}, step, rate)
@@ -203,3 +185,16 @@ def _figures(total: Totals, samples: list[Sample]) -> dict[str, float]:
             found = quantiles(values, multiplicity, list(fractions.values()))
             figures |= dict(zip(fractions, found, strict=True))
     return {name: figures[name] for name in FIGURES if name in figures}
+
+
+def _joined(samples: list[Sample]) -> Sample:
+    terms = {n: np.concatenate([each.terms[n] for each in samples]) for n in samples[0].terms}
+    return Sample(terms, np.concatenate([each.multiplicity for each in samples]))
+
+
+def _arrays(terms: Terms) -> Terms:
+    return {name: np.asarray(ops.convert_to_numpy(values)) for name, values in terms.items()}
+
+
+def _size(variable: Any) -> int:
+    return int(np.prod(variable.shape))

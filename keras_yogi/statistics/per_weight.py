@@ -107,8 +107,7 @@ def totals(terms: Terms, multiplicity: Any = 1.0, row: int = 0) -> Totals:
         if row:
             found["initial_rows"] = np.sum(~reached.reshape(-1, row).any(axis=1))
     if "effective_lr" in terms:
-        rate = terms["effective_lr"]
-        found["lr_reached"] = found["reached"]
+        rate, found["lr_reached"] = terms["effective_lr"], found["reached"]
         found |= {name: np.sum(multiplicity * (reached & terms[name])) for name in SHARES.values()}
         found["effective_lr_min"] = rate.min(where=reached, initial=np.inf)
         found["effective_lr_max"] = rate.max(where=reached, initial=-np.inf)
