@@ -275,7 +275,7 @@ def test_no_warning_where_a_perceptron_learns(optimizer_class, epochs):
 
 def test_epsilon_alone_may_hold_back():
     adam = keras_yogi.Adam(0.01, epsilon=1.0)
-    model, _ = text_classifier(adam, examples=1000)
+    text_classifier(adam, examples=1000)
     assert silent_start.warning_for(adam).endswith("epsilon=1 are meant for: try epsilon=1e-06")
 
 

@@ -64,15 +64,20 @@ def buckets(values: np.ndarray, multiplicity: np.ndarray) -> np.ndarray:
 
 def summary(plugin: str, rows: Iterable[tuple[str, str, Any]]) -> Any:
     """A tf.Summary of tags, descriptions and values for a plugin: scalar, histogram or text."""
-    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+    from tensorboard.compat.proto import summary_pb2, tensor_pb2, types_pb2  # type: ignore[import-untyped]
     from tensorboard.util.tensor_util import make_tensor_proto  # type: ignore[import-untyped]
 
     metadata = importlib.import_module(f"tensorboard.plugins.{plugin}.metadata")
-    dtype = {"scalar": "float32", "histogram": "float64", "text": "string"}[plugin]
-    found = Summary()
+    found, number = summary_pb2.Summary(), tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT)
+    number.tensor_shape.SetInParent()
     for tag, description, value in rows:
         about = metadata.create_summary_metadata(None, description)
-        found.value.add(tag=tag, metadata=about, tensor=make_tensor_proto(value, dtype))
+        added = found.value.add(tag=tag, metadata=about)
+        if plugin == "scalar":  # make_tensor_proto takes 0.05 ms
+            added.tensor.CopyFrom(number)
+            added.tensor.float_val.append(value)
+        else:
+            added.tensor.CopyFrom(make_tensor_proto(value))
     return found
 
 

@@ -41,7 +41,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         optimizer_freq: when the figures of the whole model are written: "epoch": at the end of
             every epoch, over the number of the epoch; "batch" or an integer n ≥ 1: after every
             batch, or every n-th, over the number of batches that the optimizer was trained with,
-            from a sample of about 8,192 weights. Defaults to "epoch".
+            from a sample of a model of more than 32,768 weights. Defaults to "epoch".
         per_variable: write the figures of every variable too. Defaults to True.
         **keras_arguments: those of keras.callbacks.TensorBoard.
 

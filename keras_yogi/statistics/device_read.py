@@ -13,6 +13,10 @@ Function = Callable[..., Any]
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
 
+    def tensor(scalar: Any) -> Any:
+        """The present value of a variable or a number, on the device."""
+        return tf.convert_to_tensor(scalar)
+
     def _gather(row: Any, positions: np.ndarray) -> Any:
         return tf.gather(row, positions.astype("int32"))  # ops.take would look for negative ones
 
@@ -23,6 +27,10 @@ if keras.config.backend() == "tensorflow":
         return tf.function(function, autograph=False).get_concrete_function(*specs)
 
 else:
+
+    def tensor(scalar: Any) -> Any:
+        """The present value of a variable or a number, on the device."""
+        return ops.convert_to_tensor(scalar)
 
     def _gather(row: Any, positions: np.ndarray) -> Any:
         return ops.take(row, positions)

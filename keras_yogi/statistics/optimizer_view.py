@@ -16,7 +16,7 @@ from keras import ops
 from keras_yogi import checks
 from keras_yogi.engines import compute_dtype
 from keras_yogi.rules import AdamRule, AdaptiveRule
-from keras_yogi.statistics.device_read import array_of, number
+from keras_yogi.statistics.device_read import array_of, number, tensor
 from keras_yogi.statistics.per_weight import SQUARES, RuleFigures, Terms, rule_figures, rule_terms
 
 
@@ -60,8 +60,8 @@ class OptimizerView(NamedTuple):
         iterations, source = self.optimizer.iterations, self.optimizer._learning_rate
         if isinstance(source, keras.optimizers.schedules.LearningRateSchedule):
             batches = iterations * (self.optimizer.gradient_accumulation_steps or 1)
-            return ops.copy(iterations), ops.copy(source(ops.maximum(batches - 1, 0)))
-        return ops.copy(iterations), ops.copy(self.optimizer.learning_rate)
+            return tensor(iterations), tensor(source(ops.maximum(batches - 1, 0)))
+        return tensor(iterations), tensor(self.optimizer.learning_rate)
 
     def terms(self, streams: Terms, step: Any, rate: Any) -> Terms:
         """The terms of weights, of which `streams` holds the values and slots."""

@@ -14,20 +14,21 @@ import numpy as np
 class Precision(NamedTuple):
     """How many weights are in a sample."""
 
-    budget: int  # of all variables; a smaller model is its own sample
+    whole: int  # a model of up to so many weights is its own sample
+    budget: int  # of a larger model
     at_least: int  # of every variable, even if the budget is exceeded
 
 
-FAST = Precision(2**13, 32)
+FAST = Precision(2**15, 2**12, 16)
 """After batches: a fraction of the cost of an update, however large the model."""
-FULL = Precision(2**20, 2**14)
+FULL = Precision(2**20, 2**20, 2**14)
 """At the end of epochs."""
 
 
 def positions(size: int, total: int, precision: Precision) -> np.ndarray:
     """The positions of a sample of a variable of `size` of the model's `total` weights, rising."""
     count = max(size * precision.budget // max(total, 1), precision.at_least)
-    if count >= size:
+    if total <= precision.whole or size <= count:
         return np.arange(size)
     edges = np.arange(count + 1) * size // count
     draws = np.random.default_rng(size).random(count)

@@ -39,7 +39,7 @@ def is_held_back(samples: Iterable[Sample]) -> bool:
 def warning_for(optimizer: Any) -> str | None:
     """One sentence with the arguments to change, if v₀ or ε holds back the training; else None.
 
-    It reads about 8,000 weights, and changes nothing. `optimizer` is one of ours, built.
+    It reads a sample, and changes nothing. `optimizer` is one of ours, built.
     """
     if number(optimizer.iterations) < MIN_STEPS:
         return None
