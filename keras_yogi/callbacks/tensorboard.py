@@ -79,6 +79,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         """Begins the run's session on the HParams page."""
         super().on_train_begin(logs)
         self._collector: StatisticsCollector | None = None
+        self._described: set[str] = set()  # TensorBoard needs a tag's description once
         self._batches = self._last_batch = -1
         self._finalizer()  # of an earlier training that was interrupted
         self._events = EventFile(self.log_dir)
@@ -151,7 +152,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
         return self._collector
 
     def _write(self, plugin: str, rows: Iterable[tuple[str, str, Any]], step: int) -> None:
-        self._events.write(summaries.summary(plugin, rows), step)
+        once = [(tag, "" if tag in self._described else text, value) for tag, text, value in rows]
+        self._described.update(tag for tag, _, _ in once)
+        self._events.write(summaries.summary(plugin, once), step)
 
 
 def _frequency(value: Any) -> Any:
