@@ -157,6 +157,7 @@ def diagnose(optimizer: keras.optimizers.Optimizer, since: Report | None = None)
         Zaheer, Reddi, Sachan, Kale & Kumar, "Adaptive Methods for Nonconvex Optimization",
         NeurIPS 2018: section 3 on effective learning rates that grow too fast.
     """
+    checks.not_of_keras_2("optimizer", optimizer)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise checks.reject("optimizer", "a Keras optimizer", optimizer)
     if since is not None and not isinstance(since, Report):

@@ -69,6 +69,9 @@ def load_tfa(
         TensorFlow Addons 0.23, tensorflow_addons/optimizers/yogi.py: keys, slots and arithmetic.
         Keras 2.15, keras/src/saving/legacy/hdf5_format.py: the layout of the file.
     """
+    if not isinstance(custom_objects, Mapping | None):
+        raise checks.reject("custom_objects", "a dict of objects by name, or None", custom_objects)
+    checks.boolean("safe_mode", safe_mode)
     with keras.saving.custom_object_scope(dict(custom_objects or {})):
         if isinstance(path_or_config, str | os.PathLike):
             return _model(Path(path_or_config), safe_mode)
