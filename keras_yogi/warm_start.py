@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 import keras
@@ -25,19 +25,21 @@ def warm_start(
     """Sets the velocity to the squared gradient of one large batch at the initial weights.
 
     v₀ = ḡ², where ḡ is the mean of the gradients of the first `steps` batches, taken as `fit`
-    takes them (loss, sample weights, clipping, mixed precision, distribution), in order. As in
-    the paper, nothing is corrected for its start from here on: m̂ = m and v̂ = v
-    (`optimizer.bias_correction` becomes "none").
+    takes them (loss, sample weights, clipping, mixed precision, distribution), in order. It takes
+    the time of that many batches of `fit` and, as long, the memory of a second optimizer. Weights,
+    metrics, batch-norm statistics, the model's random seeds and `model.history` are left as they
+    were (those statistics only if the model is built); after an error the optimizer is, too.
 
-    Weights, metrics, batch-norm statistics, random seeds and `model.history` are left as they
-    were; after an error, the optimizer is, too. It takes the time of `steps` batches of `fit`, and
-    for that time the memory of a second optimizer.
+    **How long the steps are.** With `bias_correction="both"`, the default of Adam and Yogi, v̂ is
+    what it would be without a warm start, plus about ḡ² / ((1 − β₂) t). Steps are not longer than
+    without (Yogi's may be, where ḡ² is below `initial_accumulator_value`), and shorter at first
+    where ḡ is large: a warm-up of the learning rate, weight by weight, over about 1 / (1 − β₂)
+    steps. Try a larger learning rate than without.
 
-    **Where ḡ is nearly zero**, later gradients are far larger than √v. A step is then up to 7
-    times the learning rate with the default β₁ and β₂, and 1 / √(1 − β₂) = 32 times with β₁ = 0.
-    It grows over about ten steps. Adam allows the same later in training, when gradients grow all
-    of a sudden, but not in its first steps. Lower the learning rate if the loss rises, and give
-    data that reaches every weight; for embeddings with rare rows, prefer Yogi without a warm start.
+    `bias_correction="none"` is the start of the paper: v̂ = v and m̂ = m. Where ḡ is far below the
+    gradients of later batches, a step is then up to 7 times the learning rate; 32 times with
+    "momentum", or with β₁ = 0. A convolutional variational autoencoder diverges so at learning
+    rates at which it trains well otherwise. Choose a smaller learning rate there.
 
     A `train_step` of your own may leave variables out: those keep the velocity that they had.
 
@@ -77,6 +79,7 @@ def warm_start(
     strategy = getattr(model, "distribute_strategy", None)  # TensorFlow's models have one
     with strategy.scope() if strategy else contextlib.nullcontext():
         recorder = _GradientSum(
+            lambda: optimizer.trained_variables if optimizer.built else model.trainable_variables,
             name="gradient_sum",
             clipnorm=optimizer.clipnorm,
             clipvalue=optimizer.clipvalue,
@@ -110,8 +113,6 @@ def warm_start(
             model.optimizer.build(model.trainable_variables)
     for variable, velocity in velocities:
         optimizer.set_slot(variable, "velocity", velocity)
-    optimizer.bias_correction = "none"
-    model.train_function = None  # it was traced with the correction
 
 
 class _GradientSumRule(AdaptiveRule):
@@ -140,8 +141,17 @@ class _GradientSumRule(AdaptiveRule):
 class _GradientSum(AdaptiveOptimizer):
     """Stands in for the optimizer in `fit`."""
 
-    def __init__(self, **keras_arguments: Unpack[KerasArguments]) -> None:
+    def __init__(
+        self,
+        variables: Callable[[], Sequence[keras.Variable]],
+        **keras_arguments: Unpack[KerasArguments],
+    ) -> None:
         super().__init__(0.0, _GradientSumRule(), **keras_arguments)
+        self._all_variables = variables
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """For all variables: those that a first step names need not be all."""
+        super().build(self._all_variables() or variables)
 
     def squared_means(self) -> tuple[list[tuple[keras.Variable, Tensor]], int]:
         """The squared mean gradient of every variable that had one, and of how many batches.
@@ -149,7 +159,11 @@ class _GradientSum(AdaptiveOptimizer):
         Raises:
             ValueError: a gradient was not finite.
         """
-        found, faulty, batches = [], [], 0
+        found: list[tuple[keras.Variable, Tensor]] = []
+        faulty: list[str] = []
+        batches = 0
+        if not self.built:
+            return found, batches
         for variable, slot in zip(self.trained_variables, self.slots()["sum"], strict=True):
             if slot is None:  # Keras writes such a variable itself
                 continue
@@ -224,15 +238,13 @@ def _untouched(
     """Lets `fit` run with another optimizer, with the callback that it must be given, and leaves
     the model afterwards as it was.
     """
-    before: dict[int, Any] = {}
+    before: dict[int, keras.Variable] = {}
     values: list[tuple[Any, Any]] = []
 
-    def remember(logs: Any = None) -> None:  # as soon as `fit` has built the model
+    def remember(logs: Any = None) -> None:
         before.update((id(v), v) for v in [*model.variables, *model.metrics_variables])
         parts = [part for variable in before.values() for part in _parts(variable)]
         values.extend((part, ops.convert_to_numpy(part)) for part in parts)
-        if not stand_in.built:  # for all variables: `train_step` may leave some out
-            stand_in.build(model.trainable_variables)
 
     attributes = {name: getattr(model, name) for name in _SET_BY_FIT if hasattr(model, name)}
     model.optimizer, model.train_function = stand_in, None

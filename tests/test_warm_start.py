@@ -1,4 +1,4 @@
-"""`warm_start`: v₀ is the squared gradient of one large batch, and v̂ is v from then on."""
+"""`warm_start`: v₀ is the squared gradient of one large batch, and no step is longer for it."""
 
 import warnings
 
@@ -61,35 +61,67 @@ def test_steps_limits_the_data(optimizer):
     assert_is_squared(velocities(model), gradients_by_hand(model, x[:48], y[:48]))
 
 
+def lengths_of_first_step(optimizer):
+    """After a warm start on the batch that comes again and again, in learning rates."""
+    x, y = data()
+    model = compiled(optimizer)
+    keras_yogi.warm_start(model, x, y, batch_size=128, verbose=0)
+    before = model.get_weights()
+    gradients = gradients_by_hand(model, x, y)
+    model.train_on_batch(x, y)
+    return [
+        (w0 - w1) / 0.5 / np.sign(g)
+        for w0, w1, g in zip(before, model.get_weights(), gradients, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_velocity_is_unbiased_for_a_repeated_gradient(optimizer):
-    """v̂ = g² at every step, so that a weight moves by η g / (|g| + ε) from the first one on."""
+@pytest.mark.parametrize(
+    ("bias_correction", "length"),
+    [
+        ("both", (1 - 0.999) ** 0.5),  # v̂ = g² / (1 − β₂)
+        ("momentum", 1.0),  # v̂ = g²
+        ("none", 1 - 0.9),  # v̂ = g², m̂ = (1 − β₁) g: the start of the paper
+    ],
+)
+def test_the_bias_correction_stays_the_users(optimizer, bias_correction, length):
+    optimizer = optimizer(0.5, epsilon=0.0, bias_correction=bias_correction)
+    for weights in lengths_of_first_step(optimizer):
+        np.testing.assert_allclose(weights, length, rtol=1e-3)
+    assert optimizer.bias_correction == bias_correction
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_velocity_stays_for_a_repeated_gradient(optimizer):
+    """v is the mean of squares that do not change."""
     x, y = data()
     model = compiled(optimizer(0.0, epsilon=0.0))  # the weights stay: the gradient repeats itself
-    keras_yogi.warm_start(model, x, y, batch_size=128)
+    keras_yogi.warm_start(model, x, y, batch_size=128, verbose=0)
     gradients = gradients_by_hand(model, x, y)
     for _ in range(3):
         model.train_on_batch(x, y)
         assert_is_squared(velocities(model), gradients)
-    model.optimizer.learning_rate = 0.5
-    before = model.get_weights()
-    model.train_on_batch(x, y)
-    for w0, w1, g in zip(before, model.get_weights(), gradients, strict=True):
-        np.testing.assert_allclose(w1 - w0, -0.5 * np.sign(g), rtol=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_without_it_the_first_velocity_is_corrected(optimizer):
-    """The comparison above can fail: with the correction left on, v̂ would be 1000 times g²."""
-    x, y = data()
-    model = compiled(optimizer(0.0, epsilon=0.0))
-    keras_yogi.warm_start(model, x, y, batch_size=128)
-    model.optimizer._velocity_bias.assign(1.0)
-    model.optimizer.learning_rate = 0.5
-    before = model.get_weights()
-    model.train_on_batch(x, y)
-    moved = np.abs(model.get_weights()[0] - before[0])
-    assert moved.max() < 0.5 * 0.04
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}])
+def test_no_step_of_adam_is_longer_than_without(options):
+    """Whatever the start and the gradients: here they grow a thousandfold, or are zero."""
+    rng = np.random.default_rng(3)
+    steps = rng.normal(size=(30, 50)) * np.geomspace(1e-3, 1.0, 30)[:, None]
+    steps[rng.random((30, 50)) < 0.2] = 0.0
+    moved = []
+    for start in (np.zeros(50), rng.normal(size=50) ** 2 * np.geomspace(1e-12, 1.0, 50)):
+        variable = keras.Variable(np.zeros(50, "float32"))
+        optimizer = keras_yogi.Adam(1.0, epsilon=0.0, **options)
+        optimizer.build([variable])
+        optimizer.set_slot(variable, "velocity", start.astype("float32"))
+        weights = [variable.numpy()]
+        for gradient in steps:
+            optimizer.apply([tf.constant(gradient, "float32")], [variable])
+            weights.append(variable.numpy())
+        moved.append(np.abs(np.diff(weights, axis=0)))
+    without, warm = moved
+    assert np.nanmax(warm - without) < 1e-5  # float32, of weights up to 10
 
 
 @pytest.mark.parametrize("options", [{}, {"run_eagerly": True}, {"jit_compile": True}])
