@@ -51,6 +51,16 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
+def not_of_keras_2(name: str, value: Any) -> None:
+    """Raises a ValueError for an object of Keras 2, which TF_USE_LEGACY_KERAS=1 gives."""
+    if any(cls.__module__.startswith("tf_keras") for cls in type(value).__mro__):
+        raise ValueError(
+            f"keras_yogi is for Keras 3, and `{name}` is of Keras 2. Make it with `import keras`, "
+            "or unset TF_USE_LEGACY_KERAS, which makes `tf.keras` Keras 2. "
+            f"Received: {type(value).__module__}.{type(value).__qualname__}"
+        )
+
+
 def number(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> float:
     """`value` as a float, if it is a finite real number for which the rule holds."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -104,17 +104,17 @@ def test_what_was_written_before_an_error_is_there(how, tmp_path):
 
 FULL = """
     import resource, signal, sys, warnings
-    import numpy as np
+    import keras, keras_yogi
     sys.path.insert(0, {tests!r})
-    import test_tensorboard as t
-    callback = t.keras_yogi.TensorBoard({folder!r}, optimizer_freq={frequency!r})
-    model, twin = [t.compiled(t.keras_yogi.Adam(0.0625)) for _ in range(2)]
-    t.fit(twin, t.keras.callbacks.Callback(), epochs=4, shuffle=False)
+    from support import tensorboard_runs as t
+    callback = keras_yogi.TensorBoard({folder!r}, optimizer_freq={frequency!r})
+    model, twin = [t.lookup_model(keras_yogi.Adam(0.0625)) for _ in range(2)]
+    t.fit_lookups(twin, keras.callbacks.Callback(), epochs=4, shuffle=False)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a disk that is full
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        t.fit(model, callback, epochs=4, shuffle=False)
+        t.fit_lookups(model, callback, epochs=4, shuffle=False)
     texts = [str(w.message) for w in caught if "training goes on" in str(w.message)]
     states = [[v.numpy().tobytes() for v in [*m.variables, *m.optimizer.variables]]
               for m in (model, twin)]

@@ -165,26 +165,26 @@ def test_a_model_that_is_built_by_its_first_batch(tmp_path):
 
 MIRRORED = """
     import sys
-    import keras, numpy as np
+    import keras_yogi
     import tensorflow as tf
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     sys.path.insert(0, {tests!r})
-    import test_tensorboard as t
+    from support import tensorboard_runs as t
     for name, strategy in dict(
         mirrored=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
         one=tf.distribute.OneDeviceStrategy("CPU:0"),
     ).items():
         with strategy.scope():
-            model = t.compiled(t.keras_yogi.Yogi(0.0625, fused=False))
+            model = t.lookup_model(keras_yogi.Yogi(0.0625, fused=False))
         folder = {folder!r} + "/" + name
         callbacks = [
-            t.keras_yogi.TensorBoard(folder, 1),
-            t.keras_yogi.TensorBoard(folder + "_batches", optimizer_freq="batch"),
+            keras_yogi.TensorBoard(folder, 1),
+            keras_yogi.TensorBoard(folder + "_batches", optimizer_freq="batch"),
         ]
         for callback in callbacks:
-            t.fit(model, callback, epochs=1, shuffle=False)
-        print("OK", name, t.keras_yogi.diagnose(model.optimizer).step)
+            t.fit_lookups(model, callback, epochs=1, shuffle=False)
+        print("OK", name, keras_yogi.diagnose(model.optimizer).step)
 """
 
 

@@ -128,6 +128,7 @@ def diagnose(
         Zaheer, Reddi, Sachan, Kale & Kumar, "Adaptive Methods for Nonconvex Optimization",
         NeurIPS 2018, section 3: effective learning rates that grow too fast.
     """
+    checks.not_of_keras_2("optimizer", optimizer)
     is_model = isinstance(optimizer, keras.Model)
     found = getattr(optimizer, "optimizer", None) if is_model else optimizer
     if not isinstance(found, keras.optimizers.Optimizer):

@@ -24,49 +24,52 @@ PASS_CUSTOM_OBJECTS = "Pass what is not Keras 3's own in `custom_objects`, by it
 
 
 class LegacyFile(NamedTuple):
-    """What is in a file besides the weights of the layers."""
+    """An open file of a Keras model, of which everything has been checked and little been read."""
 
     keras_version: str
     model_config: dict[str, Any]
     training_config: dict[str, Any] | None  # the arguments of `compile`
     layer_weights: list[list[str]]  # names, of each layer that has weights; trainable ones first
-    optimizer_weights: dict[str, Any]  # arrays by name
+    weights: Any  # the group of the layers' weights
+    optimizer_weights: dict[str, Any]  # data sets by name
 
 
-def read(path: Path) -> LegacyFile:
+@contextmanager
+def opened(path: Path) -> Iterator[LegacyFile]:
     """Raises a ValueError or a FileNotFoundError if `path` is not a whole file of a Keras model."""
     if not path.exists():
         raise FileNotFoundError(f"`path_or_config` must name a file. Received: {path}")
     if path.is_dir():
         raise refusal(path, "it is a directory", SAVE_AGAIN)
+    if not path.is_file():
+        raise refusal(path, "it is not a regular file", SAVE_AGAIN)
     if zipfile.is_zipfile(path):
         raise refusal(path, "it is a zip archive, such as a `.keras` file", SAVE_AGAIN)
     import h5py  # here, because `import keras` alone does not need it
 
+    from keras_yogi.migration import plain_hdf5
+
     damaged = "it is not an HDF5 file of Keras, or it is cut short or damaged"
-    with refusing(path, damaged, SAVE_AGAIN), h5py.File(path, "r") as file:
-        model_config, training_config = (
-            json.loads(file.attrs.get(name, "null")) for name in ("model_config", "training_config")
-        )
-        version = _text(file.attrs.get("keras_version", "2"))
-        layers, state = file.get("model_weights", file), file.get("optimizer_weights", file)
-        names = [_names(layers[layer], "weight_names") for layer in _names(layers, "layer_names")]
-        arrays = {name: state[name][()] for name in _names(state, "weight_names")}
-    if not isinstance(model_config, dict):
-        found = "it has no `model_config`: it holds weights alone, or is not of Keras"
-        raise refusal(path, found, SAVE_AGAIN)
-    return LegacyFile(version, model_config, training_config, [n for n in names if n], arrays)
-
-
-def _names(group: Any, attribute: str) -> list[str]:
-    """A list in an attribute; Keras splits a long one into attribute0, attribute1, …"""
-    parts = [attribute, *(f"{attribute}{number}" for number in range(len(group.attrs)))]
-    names = [name for part in parts for name in group.attrs.get(part, [])]
-    return [_text(name) for name in names]
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    with refusing(path, damaged, SAVE_AGAIN):
+        file = h5py.File(path, "r")
+    with file:
+        with refusing(path, "it is damaged, or holds what Keras does not write", SAVE_AGAIN):
+            plain_hdf5.check(file, ("model_weights", "optimizer_weights"))
+        with refusing(path, damaged, SAVE_AGAIN):
+            model_config = plain_hdf5.config(file, "model_config")
+            training_config = plain_hdf5.config(file, "training_config")
+            version = plain_hdf5.text(file.attrs.get("keras_version", "2"))
+            layers, state = file.get("model_weights", file), file.get("optimizer_weights", file)
+            names = [
+                plain_hdf5.names(layers[layer], "weight_names")
+                for layer in plain_hdf5.names(layers, "layer_names")
+            ]
+            arrays = plain_hdf5.arrays(state, plain_hdf5.names(state, "weight_names"))
+        if not isinstance(model_config, dict):
+            found = "it has no `model_config`: it holds weights alone, or is not of Keras"
+            raise refusal(path, found, SAVE_AGAIN)
+        names = [of_layer for of_layer in names if of_layer]
+        yield LegacyFile(version, model_config, training_config, names, layers, arrays)
 
 
 def uncompiled_model(path: Path, file: LegacyFile, safe_mode: bool) -> keras.Model:
@@ -81,8 +84,8 @@ def uncompiled_model(path: Path, file: LegacyFile, safe_mode: bool) -> keras.Mod
         tempfile.TemporaryDirectory() as folder,
     ):
         rewritten = Path(folder) / "model.h5"
-        with h5py.File(path, "r") as source, h5py.File(rewritten, "w") as target:
-            source.copy("model_weights", target)
+        with h5py.File(rewritten, "w") as target:
+            file.weights.file.copy(file.weights, target, "model_weights")
             is_old = file.keras_version.startswith("2")
             config = _for_keras_3(file.model_config) if is_old else file.model_config
             target.attrs["model_config"] = json.dumps(config)
@@ -225,5 +228,5 @@ def refusing(what: object, found: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         raise refusal(what, f"{found} ({reason.rstrip('.')})", remedy) from error

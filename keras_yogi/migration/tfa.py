@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_yogi import checks, legacy_h5
-from keras_yogi.legacy_h5 import PASS_CUSTOM_OBJECTS, LegacyFile, refusing
+from keras_yogi import checks
+from keras_yogi.migration import legacy_h5
+from keras_yogi.migration.legacy_h5 import PASS_CUSTOM_OBJECTS, LegacyFile, refusing
 from keras_yogi.optimizers.yogi import Yogi
 
 # What tfa.optimizers.Yogi.get_config returns, the same in all versions that had it (0.10 to 0.23).
@@ -67,6 +69,9 @@ def load_tfa(
         TensorFlow Addons 0.23, tensorflow_addons/optimizers/yogi.py: keys, slots and arithmetic.
         Keras 2.15, keras/src/saving/legacy/hdf5_format.py: the layout of the file.
     """
+    if not isinstance(custom_objects, Mapping | None):
+        raise checks.reject("custom_objects", "a dict of objects by name, or None", custom_objects)
+    checks.boolean("safe_mode", safe_mode)
     with keras.saving.custom_object_scope(dict(custom_objects or {})):
         if isinstance(path_or_config, str | os.PathLike):
             return _model(Path(path_or_config), safe_mode)
@@ -84,10 +89,11 @@ def _unwrapped(serialized: Mapping[str, Any]) -> Mapping[str, Any]:
     if class_name in ("Addons>Yogi", "Yogi"):
         return config
     inner = config.get("optimizer") or config.get("inner_optimizer")
-    around = f" around {inner.get('class_name')!r}" if isinstance(inner, Mapping) else ""
+    inside = inner.get("class_name") if isinstance(inner, Mapping) else None
+    around = f" around {checks.shown(inside)}" if inside else ""
     raise ValueError(
         "The optimizer must be tfa.optimizers.Yogi ('Addons>Yogi' or 'Yogi') and nothing around "
-        f"it. Received: {class_name!r}{around}"
+        f"it. Received: {checks.shown(class_name)}{around}"
     )
 
 
@@ -96,11 +102,12 @@ def _optimizer(config: Mapping[str, Any]) -> Yogi:
     if unknown:
         raise ValueError(
             "The config of tfa.optimizers.Yogi must have no keys but "
-            f"{', '.join(_CONFIG_KEYS)}. Received: {unknown}"
+            f"{', '.join(_CONFIG_KEYS)}. Received: {checks.shown(unknown)}"
         )
     ours = {_OUR_NAMES.get(key, key): value for key, value in config.items() if key != "decay"}
     if isinstance(ours.get("learning_rate"), Mapping):
-        with refusing(f"learning_rate={ours['learning_rate']}", "a schedule", PASS_CUSTOM_OBJECTS):
+        shown = checks.shown(ours["learning_rate"])
+        with refusing(f"learning_rate={shown}", "a schedule", PASS_CUSTOM_OBJECTS):
             ours["learning_rate"] = legacy_h5.from_config(
                 keras.optimizers.schedules.deserialize, ours["learning_rate"]
             )
@@ -112,31 +119,32 @@ def _optimizer(config: Mapping[str, Any]) -> Yogi:
 
 def _model(path: Path, safe_mode: bool) -> keras.Model:
     """The parts are restored one by one, and put together when all of them are known to be good."""
-    file = legacy_h5.read(path)
-    if file.training_config is None:
-        found = "it has no `training_config`: the model was saved without its optimizer"
-        raise legacy_h5.refusal(path, found, _WITHOUT_STATE)
-    with refusing(path, "its optimizer cannot be taken over", _WITHOUT_STATE):
-        optimizer = _optimizer(_unwrapped(file.training_config["optimizer_config"]))
-    if not file.optimizer_weights:
-        found = "it has no optimizer weights: the model was compiled, but never trained"
-        raise legacy_h5.refusal(path, found, _WITHOUT_STATE)
-    model = legacy_h5.uncompiled_model(path, file, safe_mode)
-    with refusing(path, "its optimizer weights do not fit the model", _WITHOUT_STATE):
-        iterations, slots = _state(file, model, ["v", "m"] if optimizer.beta_1 else ["v"])
-        optimizer.build(model.trainable_variables)
-        optimizer.iterations.assign(iterations)
-        for variable, slot, value in slots:
-            optimizer.set_slot(variable, _SLOTS[slot], value)
-    with refusing(path, "its loss or metrics cannot be restored", PASS_CUSTOM_OBJECTS):
-        model.compile(optimizer, **legacy_h5.compile_arguments(file, model))
-    return model
+    with legacy_h5.opened(path) as file:
+        if file.training_config is None:
+            found = "it has no `training_config`: the model was saved without its optimizer"
+            raise legacy_h5.refusal(path, found, _WITHOUT_STATE)
+        with refusing(path, "its optimizer cannot be taken over", _WITHOUT_STATE):
+            optimizer = _optimizer(_unwrapped(file.training_config["optimizer_config"]))
+        if not file.optimizer_weights:
+            found = "it has no optimizer weights: the model was compiled, but never trained"
+            raise legacy_h5.refusal(path, found, _WITHOUT_STATE)
+        model = legacy_h5.uncompiled_model(path, file, safe_mode)
+        with refusing(path, "its optimizer weights do not fit the model", _WITHOUT_STATE):
+            step, slots = _state(file, model, ["v", "m"] if optimizer.beta_1 else ["v"])
+        with refusing(path, "its optimizer weights are not those of a training", _WITHOUT_STATE):
+            optimizer.build(model.trainable_variables)
+            optimizer.iterations.assign(_step_count(step))
+            for variable, slot, dataset in slots:
+                optimizer.set_slot(variable, _SLOTS[slot], _slot_value(variable, slot, dataset))
+        with refusing(path, "its loss or metrics cannot be restored", PASS_CUSTOM_OBJECTS):
+            model.compile(optimizer, **legacy_h5.compile_arguments(file, model))
+        return model
 
 
 def _state(
     file: LegacyFile, model: keras.Model, slot_names: list[str]
-) -> tuple[int, list[tuple[keras.Variable, str, Any]]]:
-    """The step count, and the value of every slot of every trainable variable.
+) -> tuple[Any, list[tuple[keras.Variable, str, Any]]]:
+    """The data sets of the step count and of every slot of every trainable variable, by shape.
 
     The name of a slot is that of its weight and its own, usually after the optimizer's. Order
     tells nothing: slots lie in the order in which their weights were first trained.
@@ -150,16 +158,38 @@ def _state(
 
     found: dict[str, Any] = {}
     strange = []
-    for full_name, value in file.optimizer_weights.items():
+    for full_name, dataset in file.optimizer_weights.items():
         name = full_name.removesuffix(":0")
         while name not in wanted and "/" in name:
             name = name.partition("/")[2]
         shape = tuple(wanted[name][0].shape) if wanted.get(name) else ()
-        if name not in wanted or name in found or value.shape != shape:
-            strange.append(f"{full_name} {value.shape}")
-        found[name] = value
+        if name not in wanted or name in found or dataset.shape != shape:
+            strange.append(f"{full_name} {dataset.shape}")
+        found[name] = dataset
 
     missing = [name for name in wanted if name not in found]
     if strange or missing:
-        raise ValueError(f"not in the file: {missing}; in the file, but not expected: {strange}")
-    return int(found.pop("iter")), [(*wanted[name], value) for name, value in found.items()]
+        raise ValueError(
+            f"not in the file: {checks.shown(missing)}; "
+            f"in the file, but not expected: {checks.shown(strange)}"
+        )
+    return found.pop("iter"), [(*wanted[name], dataset) for name, dataset in found.items()]
+
+
+def _step_count(dataset: Any) -> float:
+    rule = "without a fraction, from 0 to 2³¹ − 1"
+    return checks.number(
+        "iter", dataset[()], rule, lambda step: step.is_integer() and 0 <= step < 2**31 - 1
+    )
+
+
+def _slot_value(variable: keras.Variable, slot: str, dataset: Any) -> Any:
+    """The numbers of one slot, of the dtype in which they are going to be stored."""
+    if dataset.dtype.kind != "f":
+        raise ValueError(f"{dataset.name} must be of a floating dtype, not {dataset.dtype}")
+    value = ops.cast(dataset[()], variable.dtype)
+    if not ops.all(ops.isfinite(value)):
+        raise ValueError(f"{dataset.name} holds NaN or infinity")
+    if slot == "v" and ops.any(value < 0.0):
+        raise ValueError(f"{dataset.name} holds negative numbers, but v is a mean of squares")
+    return value
