@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from keras_yogi import row_gradients
 from keras_yogi.engines.base import Group, Limits, Scalars, update_rows, update_variable
-from keras_yogi.engines.compiled import compiled_update, is_compiled_here
+from keras_yogi.engines.compiled import Compiler, is_compiled_here
 from keras_yogi.rules import AdaptiveRule, StepScalars
 
 ALIGNMENT = 16
@@ -71,9 +71,14 @@ class PackedGroup(Group):
     """
 
     def __init__(
-        self, variables: Mapping[int, Any], initial_values: Mapping[str, float], limits: Limits
+        self,
+        variables: Mapping[int, Any],
+        initial_values: Mapping[str, float],
+        limits: Limits,
+        compiler: Compiler,
     ) -> None:
         """Takes native variables by index, and makes the arrays."""
+        self._compiled = compiler
         # Full rows first, so that they stay aligned.
         order = sorted(variables, key=lambda i: -alignment(variables[i].shape.num_elements()))
         super().__init__({index: variables[index] for index in order}, {}, lazy_rows=False)
@@ -149,7 +154,7 @@ class PackedGroup(Group):
         if len(gradients) < len(variables):
             repeats = [*self.sizes, self.padding]
             mask = tf.repeat([*(i in gradients for i in variables), False], repeats)
-        update = compiled_update if self._compile and is_compiled_here() else _uncompiled
+        update = self._compiled if self._compile and is_compiled_here() else _uncompiled
         flat = update(update_arrays, rule)(flat_gradient, flat_weights, mask, arrays, scalars)
         for (index, variable), part in zip(variables.items(), self._split(flat), strict=True):
             if index in gradients:
