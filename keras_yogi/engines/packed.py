@@ -75,10 +75,9 @@ class PackedGroup(Group):
         variables: Mapping[int, Any],
         initial_values: Mapping[str, float],
         limits: Limits,
-        compiler: Compiler,
+        compiled: Compiler,
     ) -> None:
         """Takes native variables by index, and makes the arrays."""
-        self._compiled = compiler
         # Full rows first, so that they stay aligned.
         order = sorted(variables, key=lambda i: -alignment(variables[i].shape.num_elements()))
         super().__init__({index: variables[index] for index in order}, {}, lazy_rows=False)
@@ -87,6 +86,7 @@ class PackedGroup(Group):
         self.starts = dict(zip(order, itertools.accumulate(self.sizes, initial=0), strict=False))
         # Never odd: XLA on the CPU makes loops over an odd length that take twice as long.
         self.padding = sum(self.sizes) % 2
+        self._compiled = compiled
         self._compile = limits.compile and sum(self.sizes) >= limits.compile_from
         first = variables[order[0]]
         self.dtype, self.slot_names = first.dtype, list(initial_values)
