@@ -11,6 +11,7 @@ of row gradients; `_trainable_variables` is the list that the optimizer was buil
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, Unpack
@@ -22,6 +23,7 @@ from keras_yogi import checks, engines, row_gradients, step_conditions
 from keras_yogi.checks import KerasArguments
 from keras_yogi.optimizers import state
 from keras_yogi.rules import AdaptiveRule, StepScalars, Tensor
+from keras_yogi.statistics import silent_start
 
 _OPTIONS = {
     "sparse_update": lambda name, value: checks.one_of(name, value, ("exact", "lazy")),
@@ -428,6 +430,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """With `use_ema`, gives the variables their averages, as Keras does at the end of `fit`.
 
+        Warns if v₀ or ε holds nearly all weights back: nobody shall train for long in silence.
+
         Args:
             var_list: the variables that the optimizer was built with, in that order: on TensorFlow
                 Keras hands out the averages by position.
@@ -446,6 +450,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             # which the next `fit` would donate twice.
             for variable in var_list:
                 variable.assign(ops.copy(variable.value))
+        if self.built and (warning := silent_start.warning_for(self)):
+            warnings.warn(warning, stacklevel=2)
 
     # Files
 
