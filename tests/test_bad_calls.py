@@ -63,6 +63,7 @@ def dtype_of(bad):
     return Bad(
         lambda o, v: o.apply(good(bias=np.array(bad)), v),
         rf"gradient of `bias` .*floating.* Received: .*{name}" + NO_DTYPE * (name == "str"),
+        (ValueError, TypeError) if NO_DTYPE and name == "str" else ValueError,
     )
 
 

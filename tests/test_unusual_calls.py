@@ -25,6 +25,7 @@ if ON_TENSORFLOW:
 pytestmark = pytest.mark.filterwarnings("ignore:Gradients do not exist")
 
 
+@pytest.mark.float64
 @every_prepared
 def test_unusual_calls_that_are_good(prepared):
     """As with Keras's own optimizers."""

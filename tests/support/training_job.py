@@ -175,8 +175,10 @@ def train_with_backups(folder: Path, signs: int) -> None:
     (Keras restores the epoch alone: which batch is next has to follow from the optimizer.)
     """
     put_right(folder / "backup")
-    model = model_of("yogi")
-    if not (folder / "backup" / "latest.weights.h5").exists():
+    if (folder / "backup" / "latest.weights.h5").exists():
+        model = model_to_load_into("warm yogi")
+    else:
+        model = model_of("warm yogi")
         keras_yogi.warm_start(model, *sine())
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
