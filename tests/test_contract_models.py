@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 from support.backend import (
+    BACKEND,
+    COMPILED,
     ON_TENSORFLOW,
     gradients_of,
     tensor,
