@@ -21,7 +21,7 @@ import tensorflow as tf
 import keras_yogi
 
 LIMIT = 0.25
-STEPS = 10  # in one measurement: files are flushed every ten events
+STEPS = 10  # in one measurement
 UPDATE = "keras.optimizers.Adam's update"
 ADDED = "added, as a share of it"
 Callback = keras.callbacks.TensorBoard
@@ -29,9 +29,7 @@ CALLBACKS: dict[str, Callable[[str], Callback]] = {
     "keras.callbacks.TensorBoard": lambda folder: Callback(folder, write_graph=False),
     'optimizer_freq="epoch"': lambda folder: yogi_callback(folder, optimizer_freq="epoch"),
     'optimizer_freq="batch"': lambda folder: yogi_callback(folder, optimizer_freq="batch"),
-    "the same, per_variable=False": lambda folder: yogi_callback(
-        folder, optimizer_freq="batch", per_variable=False
-    ),
+    "optimizer_freq=10": lambda folder: yogi_callback(folder, optimizer_freq=10),
 }
 
 
@@ -64,6 +62,8 @@ def steps_of(update: Callable[[], Any], model: keras.Model, callback: Any) -> Ca
         callback.on_train_begin()
 
     def steps() -> None:
+        if callback is not None:
+            callback.on_epoch_begin(0)
         for batch in range(STEPS):
             update()
             if callback is not None:

@@ -2,17 +2,16 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 import keras
 from keras import ops
 
-from keras_yogi.optimizers import arguments
-from keras_yogi.optimizers.arguments import KerasArguments
+from keras_yogi import checks
+from keras_yogi.checks import KerasArguments
 from keras_yogi.optimizers.base import AdaptiveOptimizer
-from keras_yogi.optimizers.frame import Slots
-from keras_yogi.optimizers.rules import StepScalars, Tensor
+from keras_yogi.rules import AdaptiveRule, Slots, StepScalars, Tensor
 
 
 def warm_start(
@@ -21,18 +20,28 @@ def warm_start(
     y: Any = None,
     batch_size: int = 32,
     steps: int | None = None,
+    verbose: int | str = "auto",
 ) -> None:
     """Sets the velocity to the squared gradient of one large batch at the initial weights.
 
     v₀ = ḡ², where ḡ is the mean of the gradients of the first `steps` batches, taken as `fit`
-    takes them (loss, sample weights, clipping, mixed precision, distribution), in order. A
-    velocity that starts where it belongs must not be divided by 1 − β₂ᵗ: from here on v̂ = v.
-    Weights, metrics, batch-norm statistics and random seeds are left as they were. Keras's own
-    progress bar shows how far it is.
+    takes them (loss, sample weights, clipping, mixed precision, distribution), in order. It takes
+    the time of that many batches of `fit` and, as long, the memory of a second optimizer. Weights,
+    metrics, batch-norm statistics, the model's random seeds and `model.history` are left as they
+    were (those statistics only if the model is built); after an error the optimizer is, too.
 
-    A weight whose gradient is zero on all of that data starts with v₀ = 0, so that its first
-    steps can be up to 1 / √(1 − β₂) times the learning rate (32 for β₂ = 0.999). Give data that
-    reaches every weight; for embeddings with rare rows, prefer Yogi without a warm start.
+    **How long the steps are.** With `bias_correction="both"`, the default of Adam and Yogi, v̂ is
+    what it would be without a warm start, plus about ḡ² / ((1 − β₂) t). Steps are not longer than
+    without (Yogi's may be, where ḡ² is below `initial_accumulator_value`), and shorter at first
+    where ḡ is large: a warm-up of the learning rate, weight by weight, over about 1 / (1 − β₂)
+    steps. Try a larger learning rate than without.
+
+    `bias_correction="none"` is the start of the paper: v̂ = v and m̂ = m. Where ḡ is far below the
+    gradients of later batches, a step is then up to 7 times the learning rate; 32 times with
+    "momentum", or with β₁ = 0. A convolutional variational autoencoder diverges so at learning
+    rates at which it trains well otherwise. Choose a smaller learning rate there.
+
+    A `train_step` of your own may leave variables out: those keep the velocity that they had.
 
     Under "mixed_float16", Keras leaves out batches whose scaled gradients overflow; a warning says
     so, and how many batches were used.
@@ -44,29 +53,33 @@ def warm_start(
         y: targets, where `x` does not hold them. Defaults to None.
         batch_size: samples of one batch ≥ 1, if `x` is of arrays. Defaults to 32.
         steps: batches to use ≥ 1. Defaults to None: all of `x`, once.
+        verbose: Keras's progress bar, as in `fit`: "auto", 0 (silent), 1 or 2. Defaults to "auto".
 
     Raises:
         ValueError: the model is not compiled, its optimizer is another one or has already made
-            steps, an argument breaks its rule, or a gradient is not finite.
+            steps, an argument breaks its rule, there is no data, or a gradient is not finite.
 
     Example:
         >>> import keras, keras_yogi, numpy as np
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
         >>> model.compile(optimizer=keras_yogi.Yogi(0.01), loss="mse")
-        >>> keras_yogi.warm_start(model, np.ones((64, 3)), np.ones((64, 1)))
+        >>> keras_yogi.warm_start(model, np.ones((64, 3)), np.ones((64, 1)), verbose=0)
 
     References:
         Zaheer, Reddi, Sachan, Kale & Kumar, "Adaptive Methods for Nonconvex Optimization",
         NeurIPS 2018, section 5.
     """
     optimizer = _optimizer_of(model)
-    arguments.integer("batch_size", batch_size, at_least=1)
+    checks.integer("batch_size", batch_size, at_least=1)
     if steps is not None:
-        arguments.integer("steps", steps, at_least=1)
+        checks.integer("steps", steps, at_least=1)
+    if verbose not in ("auto", 0, 1, 2):
+        raise checks.reject("verbose", '"auto", 0, 1 or 2', verbose)
 
     strategy = getattr(model, "distribute_strategy", None)  # TensorFlow's models have one
     with strategy.scope() if strategy else contextlib.nullcontext():
         recorder = _GradientSum(
+            lambda: optimizer.trained_variables if optimizer.built else model.trainable_variables,
             name="gradient_sum",
             clipnorm=optimizer.clipnorm,
             clipvalue=optimizer.clipvalue,
@@ -77,40 +90,96 @@ def warm_start(
         stand_in = _with_falling_scale(recorder, model.optimizer) if scaled else recorder
     batches = {"batch_size": batch_size} if _is_of_arrays(x) else {}
     with _untouched(model, stand_in) as callback:
-        model.fit(x, y, steps_per_epoch=steps, shuffle=False, callbacks=[callback], **batches)
+        model.fit(
+            x,
+            y,
+            steps_per_epoch=steps,
+            shuffle=False,
+            verbose=verbose,
+            callbacks=[callback],
+            **batches,
+        )
 
-    if not optimizer.built:
-        with strategy.scope() if strategy else contextlib.nullcontext():
-            model.optimizer.build(model.trainable_variables)
-    trained = [
-        v for v in model.trainable_variables if not getattr(v, "overwrite_with_gradient", False)
-    ]
-    batches_seen = int(ops.convert_to_numpy(recorder.iterations))
-    means = [recorder.get_slot(v, "momentum") / max(batches_seen, 1) for v in trained]
-    faulty = [v.path for v, g in zip(trained, means, strict=True) if not ops.all(ops.isfinite(g))]
-    if faulty or not batches_seen:
+    velocities, batches_seen = recorder.squared_means()
+    if not velocities:
         raise ValueError(
-            "`x` must be data whose gradients are finite. Received: a NaN or an infinity in "
-            + (", ".join(faulty) or "every batch")
+            "`x` must hold at least one batch for which `train_step` gives the model's optimizer "
+            f"finite gradients. Received: x of type {type(x).__name__} without such a batch"
         )
     if scaled:
         _warn_of_batches_left_out(stand_in, batches_seen)
-    for variable, mean in zip(trained, means, strict=True):
-        optimizer.set_slot(variable, "velocity", ops.square(mean))
-    optimizer.start_from_unbiased_velocity()
+    if not optimizer.built:
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            model.optimizer.build(model.trainable_variables)
+    for variable, velocity in velocities:
+        optimizer.set_slot(variable, "velocity", velocity)
+
+
+class _GradientSumRule(AdaptiveRule):
+    """Adds gradients up, counts them, and leaves the weights alone.
+
+    The step count would not do: at the end of a dataset of unknown size TensorFlow runs what does
+    not depend on the batch once more.
+    """
+
+    @property
+    def initial_values(self) -> Mapping[str, float]:
+        return {"sum": 0.0, "count": 0.0}
+
+    @property
+    def reads_weights(self) -> bool:
+        return False
+
+    def update(
+        self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
+    ) -> tuple[Tensor, Slots]:
+        total, count = slots
+        is_finite = ops.cast(ops.isfinite(gradient), count.dtype)
+        return weights, (total + gradient, count + is_finite)
 
 
 class _GradientSum(AdaptiveOptimizer):
-    """Stands in for the optimizer in `fit`: adds gradients up where the momentum would be."""
+    """Stands in for the optimizer in `fit`."""
 
-    def __init__(self, **keras_arguments: Unpack[KerasArguments]) -> None:
-        super().__init__(0.0, 0.0, 0.0, 0.0, **keras_arguments)
+    def __init__(
+        self,
+        variables: Callable[[], Sequence[keras.Variable]],
+        **keras_arguments: Unpack[KerasArguments],
+    ) -> None:
+        super().__init__(0.0, _GradientSumRule(), **keras_arguments)
+        self._all_variables = variables
 
-    def new_values(
-        self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
-    ) -> tuple[Tensor, Slots]:
-        total, *others = slots
-        return weights, (total + gradient, *others)
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """For all variables: those that a first step names need not be all."""
+        super().build(self._all_variables() or variables)
+
+    def squared_means(self) -> tuple[list[tuple[keras.Variable, Tensor]], int]:
+        """The squared mean gradient of every variable that had one, and of how many batches.
+
+        Raises:
+            ValueError: a gradient was not finite.
+        """
+        found: list[tuple[keras.Variable, Tensor]] = []
+        faulty: list[str] = []
+        batches = 0
+        if not self.built:
+            return found, batches
+        for variable, slot in zip(self.trained_variables, self.slots()["sum"], strict=True):
+            if slot is None:  # Keras writes such a variable itself
+                continue
+            total, count = (self.get_slot(variable, name) for name in ("sum", "count"))
+            seen = int(ops.convert_to_numpy(ops.max(count, initial=0.0)))
+            if not ops.all(ops.isfinite(total)):
+                faulty.append(checks.path(variable))
+            elif seen:
+                found.append((variable, ops.square(total / seen)))
+                batches = max(batches, seen)
+        if faulty:
+            raise ValueError(
+                "`x` must be data whose gradients are finite. Received: a NaN or an infinity in "
+                f"{checks.shown(faulty)}"
+            )
+        return found, batches
 
 
 def _with_falling_scale(
@@ -139,15 +208,17 @@ def _warn_of_batches_left_out(
 
 
 def _optimizer_of(model: keras.Model) -> AdaptiveOptimizer:
+    checks.not_of_keras_2("model", model)
     optimizer = getattr(model, "optimizer", None)
+    checks.not_of_keras_2("model.optimizer", optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     if not isinstance(optimizer, AdaptiveOptimizer):
         rule = "compiled with a loss and with keras_yogi.Adam or keras_yogi.Yogi"
-        raise arguments.reject("model", rule, optimizer)
+        raise checks.reject("model", rule, optimizer)
     if int(ops.convert_to_numpy(optimizer.iterations)) > 0:
         rule = "not yet trained: a warm start would throw its velocities away"
-        raise arguments.reject(
+        raise checks.reject(
             "model", rule, f"{int(ops.convert_to_numpy(optimizer.iterations))} steps"
         )
     return optimizer
@@ -157,6 +228,9 @@ def _is_of_arrays(x: Any) -> bool:
     return all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x))
 
 
+_SET_BY_FIT = ("optimizer", "train_function", "history", "stop_training")
+
+
 @contextlib.contextmanager
 def _untouched(
     model: keras.Model, stand_in: keras.optimizers.Optimizer
@@ -164,17 +238,32 @@ def _untouched(
     """Lets `fit` run with another optimizer, with the callback that it must be given, and leaves
     the model afterwards as it was.
     """
-    before: list[tuple[keras.Variable, Any]] = []
+    before: dict[int, keras.Variable] = {}
+    values: list[tuple[Any, Any]] = []
 
-    def remember(logs: Any = None) -> None:  # as soon as `fit` has built the model
-        variables = {id(v): v for v in [*model.variables, *model.metrics_variables]}
-        before.extend((v, keras.ops.convert_to_numpy(v)) for v in variables.values())
+    def remember(logs: Any = None) -> None:
+        before.update((id(v), v) for v in [*model.variables, *model.metrics_variables])
+        parts = [part for variable in before.values() for part in _parts(variable)]
+        values.extend((part, ops.convert_to_numpy(part)) for part in parts)
 
-    optimizer, history = model.optimizer, getattr(model, "history", None)
+    attributes = {name: getattr(model, name) for name in _SET_BY_FIT if hasattr(model, name)}
     model.optimizer, model.train_function = stand_in, None
     try:
         yield keras.callbacks.LambdaCallback(on_train_begin=remember)
     finally:
-        model.optimizer, model.history, model.train_function = optimizer, history, None
-        for variable, value in before:
-            variable.assign(value)
+        for name in _SET_BY_FIT:
+            if name in attributes:
+                setattr(model, name, attributes[name])
+            elif hasattr(model, name):
+                delattr(model, name)
+        for part, value in values:
+            part.assign(value)
+        for metric in model.metrics if before else ():
+            if any(id(v) not in before for v in metric.variables):  # made by the first batch
+                metric.reset_state()
+
+
+def _parts(variable: keras.Variable) -> Sequence[Any]:
+    """What a variable consists of: under tf.distribute, one of TensorFlow's on each replica."""
+    parts = getattr(variable.value, "values", None)
+    return parts if isinstance(parts, tuple) else (variable,)

@@ -11,7 +11,7 @@ import pytest
 
 import keras_yogi
 import keras_yogi.optimizers
-from keras_yogi.diagnostics.report import Report
+from keras_yogi.statistics.report import Report
 
 ROOTS = {
     **{f"keras_yogi.{name}": getattr(keras_yogi, name) for name in keras_yogi.__all__},

@@ -9,15 +9,15 @@ import pytest
 import tensorflow as tf
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from keras_yogi.engines import Limits
-from keras_yogi.rules import YogiRule
 from support.backend import MODES, array, tensor
 from support.cases import BOTH, CASES, KINDS, over, with_limits
 from support.comparison import TOLERANCE, assert_close, assert_unchanged, snapshot
 from support.training import state_of, take_steps
 
 import keras_yogi
+from keras_yogi.engines import Limits
 from keras_yogi.optimizers import AdaptiveOptimizer
+from keras_yogi.rules import YogiRule
 
 # Small ones are packed, (300, 300) and others of its rank are compiled in one call, half precision
 # goes variable by variable.

@@ -4,13 +4,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_yogi.rules import YogiRule
 from support.backend import FIT_MODES, MODES, array
 from support.cases import CASES, CLIPPING, KINDS, OPTIONS, default_case, with_small_packs
 from support.comparison import TOLERANCE, assert_same_trajectory
 from support.training import state_of, variables_of
 
 import keras_yogi
+from keras_yogi.rules import YogiRule
 
 ROWS, WIDTH = 9, 3
 # Another number of rows in each step, some several times; row 8 never, row 0 once and then rests.

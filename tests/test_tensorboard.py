@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.figures import ROUNDING, by_hand
+from support.figures import FIGURES, ROUNDING, by_hand
 from support.tensorboard_runs import (
     HISTOGRAMS,
-    OF_LAYERS,
+    OF_VARIABLES,
     PAGES,
     SCALARS,
     VARIABLES,
@@ -22,8 +22,7 @@ from support.tensorboard_runs import (
 )
 
 import keras_yogi
-from keras_yogi.callbacks import run_pages
-from keras_yogi.diagnostics.gauge import FIGURES
+from keras_yogi.callbacks import run_metadata, summaries
 
 
 @pytest.mark.parametrize("optimizer_class", [keras_yogi.Adam, keras_yogi.Yogi])
@@ -31,11 +30,12 @@ from keras_yogi.diagnostics.gauge import FIGURES
 def test_tags_values_and_steps_of_epochs(optimizer_class, fused, tmp_path):
     model = lookup_model(optimizer_class(0.0625, fused=fused))
     fit_lookups(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=1))
-    assert tags(tmp_path, "scalars") == SCALARS | OF_LAYERS
+    assert tags(tmp_path, "scalars") == SCALARS | OF_VARIABLES
     assert tags(tmp_path, "histograms") == HISTOGRAMS
-    assert tags(tmp_path) == SCALARS | OF_LAYERS | HISTOGRAMS | PAGES
+    others = tags(tmp_path) - SCALARS - OF_VARIABLES - HISTOGRAMS
+    assert others - {"optimizer/warnings"} == PAGES
     found = events(tmp_path)
-    for tag in SCALARS | OF_LAYERS:
+    for tag in SCALARS | OF_VARIABLES:
         assert [step for step, _ in found[tag, "scalars"]] == [0, 1], tag
     assert all(value.dtype == "float32" for _, value in found["optimizer/update_norm", "scalars"])
 
@@ -44,11 +44,11 @@ def test_tags_values_and_steps_of_epochs(optimizer_class, fused, tmp_path):
         last = scalars(tmp_path, f"optimizer/{figure}")[1]
         assert last == pytest.approx(of_model[figure], rel=ROUNDING), figure
         for variable, of_variable in zip(VARIABLES, expected, strict=True):
-            last = scalars(tmp_path, f"optimizer_layers/{variable}/{figure}")[1]
+            last = scalars(tmp_path, f"optimizer_{figure}/{variable}")[1]
             assert last == pytest.approx(of_variable[figure], rel=ROUNDING), (variable, figure)
     assert scalars(tmp_path, "optimizer/learning_rate") == {0: 0.0625, 1: 0.0625}
     untouched = 30 - len(np.unique(lookups()[0]))
-    assert scalars(tmp_path, "optimizer/untouched_rows") == {0: untouched, 1: untouched}
+    assert scalars(tmp_path, "optimizer/initial_rows") == {0: untouched, 1: untouched}
 
 
 def test_what_keras_writes_is_as_keras_writes_it(tmp_path):
@@ -71,37 +71,55 @@ def test_what_keras_writes_is_as_keras_writes_it(tmp_path):
                 assert values == theirs[tag, plugin], tag
 
 
-@pytest.mark.parametrize(("frequency", "steps"), [("batch", [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6])])
+@pytest.mark.parametrize(
+    ("frequency", "steps"),
+    [("batch", [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (np.int64(3), [3, 6]), (4, [4])],
+)
 def test_steps_of_batches(frequency, steps, tmp_path):
     model = lookup_model(keras_yogi.Yogi(0.0625))
     # Keras's `update_freq` has no say in it.
     callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq=frequency, update_freq=100)
     fit_lookups(model, callback)
-    found = events(tmp_path)
-    for tag in SCALARS | OF_LAYERS:
-        assert [step for step, _ in found[tag, "scalars"]] == steps
-    # A model of fewer than 65,536 weights is looked at whole.
-    _, of_model = by_hand(model.optimizer, model.trainable_variables)
-    for figure in FIGURES:
-        last = scalars(tmp_path, f"optimizer/{figure}")[steps[-1]]
-        assert last == pytest.approx(of_model[figure], rel=ROUNDING)
+    for tag in SCALARS - {"optimizer/initial_rows"}:
+        assert list(scalars(tmp_path, tag)) == steps
+    for tag in OF_VARIABLES:  # at the end of epochs
+        assert list(scalars(tmp_path, tag)) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("frequency", "steps"), [("batch", [4, 8, 12]), (2, [4, 8, 12]), (6, [8, 12])]
+)
+def test_batches_are_counted_with_steps_per_execution(frequency, steps, tmp_path):
+    model = lookup_model(keras_yogi.Yogi(0.0625))
+    model.compile(model.optimizer, loss="mse", steps_per_execution=4)
+    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq=frequency)
+    fit_lookups(model, callback, epochs=1, batch_size=4)  # twelve batches
+    assert list(scalars(tmp_path, "optimizer/update_norm")) == steps
+
+
+@pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 3}])
+def test_a_resumed_run_goes_on_where_it_stopped(arguments, tmp_path):
+    model = lookup_model(keras_yogi.Yogi(0.0625, **arguments))
+    for epoch in range(2):
+        callback = keras_yogi.TensorBoard(tmp_path / "logs", optimizer_freq=2)
+        fit_lookups(model, callback, epochs=epoch + 1, initial_epoch=epoch)
+        model.save(tmp_path / "model.keras")
+        model = keras.models.load_model(tmp_path / "model.keras")
+    assert list(scalars(tmp_path / "logs", "optimizer/weight_norm")) == [2, 4, 6]
+    assert list(scalars(tmp_path / "logs", "optimizer_weight_norm/out/bias")) == [0, 1]
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_every_batch_is_seen_as_it_was(fused, tmp_path):
-    """Ten looks at a time are written, after later steps have changed what they were taken of."""
     model = lookup_model(keras_yogi.Adam(0.0625, fused=fused))
-    expected, written = [], []
-
-    def compute(batch, logs):
-        expected.append(by_hand(model.optimizer, model.trainable_variables)[1])
-        if batch in (8, 9, 10):
-            written.append(len(events(tmp_path).get(("optimizer/update_norm", "scalars"), [])))
-
+    expected = []
+    by_batch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: expected.append(
+            by_hand(model.optimizer, model.trainable_variables)[1]
+        )
+    )
     callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")
-    by_batch = keras.callbacks.LambdaCallback(on_train_batch_end=compute)
     model.fit(*lookups(), batch_size=4, callbacks=[callback, by_batch], verbose=0)
-    assert written == [0, 10, 10]
     for figure in FIGURES:
         found = scalars(tmp_path, f"optimizer/{figure}")
         assert list(found) == [*range(1, 13)]
@@ -126,7 +144,7 @@ def test_histograms_count_the_weights_of_a_layer(tmp_path):
         velocity = np.array(model.optimizer.get_slot(variable, "velocity"), "float64")
         values.append(0.5 * np.log10(velocity / (1 - 0.999**9)).ravel())
     values = np.concatenate(values)
-    buckets = dict(found["optimizer_layers/hidden/log10_root_velocity", "histograms"])
+    buckets = dict(found["optimizer_log10_root_velocity/hidden", "histograms"])
     assert list(buckets) == [0, 2]
     left, right, counts = buckets[2].T
     assert buckets[2].shape == (30, 3)
@@ -142,8 +160,38 @@ def test_histograms_count_the_weights_of_a_layer(tmp_path):
 def test_histograms_leave_out_what_has_no_logarithm(tmp_path):
     model = lookup_model(keras_yogi.Adam(0.0625))
     fit_lookups(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=1), epochs=1)
-    ((_, buckets),) = events(tmp_path)["optimizer_layers/embed/log10_update", "histograms"]
+    ((_, buckets),) = events(tmp_path)["optimizer_log10_update/embed", "histograms"]
     assert buckets[:, 2].sum() == 4 * len(np.unique(lookups()[0]))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full(9, 1e4),
+        np.float32(1e4) + np.arange(9, dtype="float32") * np.float32(2**-10),  # the last bit
+        1e4 + np.arange(9) * 2e-12,
+        np.full(9, -3e300),
+        np.zeros(9),
+    ],
+)
+def test_histograms_of_values_that_are_nearly_equal(values):
+    buckets = summaries.buckets(values, np.full(9, 2.0))
+    assert buckets.shape == (30, 3)
+    assert buckets[:, 2].sum() == 18
+    assert np.all(buckets[:, 0] < buckets[:, 1])
+    assert buckets[0, 0] <= values.min()
+    assert buckets[-1, 1] >= values.max()
+
+
+@pytest.mark.parametrize("optimizer_class", [keras_yogi.Adam, keras.optimizers.Adam])
+def test_training_goes_on_when_all_weights_are_nearly_equal(optimizer_class, tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(50, name="out")])
+    model.compile(optimizer_class(1e-9, epsilon=1e4), loss="mse")
+    model.set_weights([np.full((2, 50), 1e4), np.full(50, 1e4)])
+    callback = keras_yogi.TensorBoard(tmp_path, histogram_freq=1)
+    model.fit(np.ones((4, 2)), np.ones((4, 50)), epochs=2, callbacks=[callback], verbose=0)
+    found = events(tmp_path)["optimizer_log10_effective_lr/out", "histograms"]
+    assert [buckets[:, 2].sum() for _, buckets in found] == [150, 150]
 
 
 def test_the_configuration_page(tmp_path):
@@ -168,16 +216,56 @@ def test_the_configuration_page(tmp_path):
 
 def test_hyperparameters():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
-    found = run_pages.hyperparameters(keras_yogi.Yogi(schedule, clipnorm=1.0))
+    found = run_metadata.hyperparameters(keras_yogi.Yogi(schedule, clipnorm=1.0))
     assert found["optimizer"] == "keras_yogi.Yogi"
     assert found["learning_rate"].startswith("ExponentialDecay(initial_learning_rate=0.5, ")
     assert found["clipnorm"] == 1.0
     assert "weight_decay" not in found
     sgd = keras.optimizers.SGD()
-    assert run_pages.hyperparameters(sgd)["optimizer"] == "keras.optimizers.SGD"
+    assert run_metadata.hyperparameters(sgd)["optimizer"] == "keras.optimizers.SGD"
     outer = keras.optimizers.LossScaleOptimizer(keras_yogi.Adam())
-    assert run_pages.hyperparameters(outer)["optimizer"] == "keras_yogi.Adam"
-    assert "Inside a keras.optimizers.LossScaleOptimizer" in run_pages.page(outer)
+    assert run_metadata.hyperparameters(outer)["optimizer"] == "keras_yogi.Adam"
+    assert "Inside a keras.optimizers.LossScaleOptimizer" in run_metadata.config_markdown(outer, [])
+
+
+def test_hyperparameters_as_they_were_given():
+    found = run_metadata.hyperparameters(keras_yogi.Yogi(0.05))
+    assert found["learning_rate"] == 0.05  # not 0.05000000074505806
+    assert found["epsilon"] == 1e-3
+    assert "`0.05`" in run_metadata.config_markdown(keras_yogi.Yogi(0.05), [])
+
+
+def test_the_columns_that_matter_come_first():
+    summary = run_metadata.columns(keras_yogi.Adam(), ["loss", "val_loss"])
+    from tensorboard.plugins.hparams import metadata
+
+    content = summary.value[0].metadata.plugin_data.content
+    experiment = metadata.parse_experiment_plugin_data(content)
+    names = [info.name for info in experiment.hparam_infos]
+    assert names[:4] == ["optimizer", "learning_rate", "epsilon", "initial_accumulator_value"]
+    assert {"beta_1", "amsgrad", "activation", "weight_decay"} <= set(names)
+    shown = [(info.name.group, info.name.tag) for info in experiment.metric_infos]
+    assert shown == [("train", "epoch_loss"), ("validation", "epoch_loss")]
+
+
+def test_every_tag_has_a_description(tmp_path):
+    fit_lookups(lookup_model(keras_yogi.Yogi()), keras_yogi.TensorBoard(tmp_path, histogram_freq=1))
+    described = set()
+    for path in tmp_path.glob("events*"):
+        for record in tf.data.TFRecordDataset(str(path)):
+            for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
+                if value.metadata.summary_description:
+                    described.add(value.tag)
+    assert described >= SCALARS | OF_VARIABLES | HISTOGRAMS | {"optimizer/config"}
+
+
+def test_faults_are_on_the_text_page(tmp_path):
+    model = lookup_model(keras_yogi.Adam(3.0))
+    fit_lookups(model, keras_yogi.TensorBoard(tmp_path), epochs=1)
+    ((step, page),) = events(tmp_path)["optimizer/warnings", "text"]
+    assert step == 0
+    for sentence in keras_yogi.diagnose(model).warnings:
+        assert f"- {sentence}" in page.item().decode()
 
 
 # Training

@@ -2,20 +2,16 @@
 
 import gc
 import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import keras
 import pytest
 import tensorflow as tf
-from support.processes import run_python
-from support.tensorboard_runs import (
-    events,
-    fit_lookups,
-    lookup_model,
-    lookups,
-    scalars,
-)
+from support.processes import HANG
+from support.tensorboard_runs import events, fit_lookups, lookup_model, lookups
 
 import keras_yogi
 
@@ -42,7 +38,7 @@ def test_two_runs_write_into_one_folder(tmp_path):
     models = [trained(keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch")) for _ in range(2)]
     assert len(list(tmp_path.glob("events*"))) == 2
     found = events(tmp_path)["optimizer/update_norm", "scalars"]
-    assert [step for step, _ in found] == [1, 2, 3, 1, 2, 3]
+    assert [step for step, _ in found] == [1, 2, 3, 1, 2, 3]  # of two optimizers
     assert [value for _, value in found[:3]] == [value for _, value in found[3:]]
     assert state(models[0]) == state(models[1]) == state(trained())
 
@@ -83,25 +79,8 @@ def test_a_read_only_folder_is_an_error_as_in_keras(tmp_path):
         tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("frequency", ["batch", "epoch"])
-def test_a_writer_that_was_closed_is_an_error(frequency, tmp_path):
-    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq=frequency)
-    close = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: callback._scalars.close() if batch == 1 else None
-    )
-    model = lookup_model(keras_yogi.Adam(0.0625))
-    with pytest.raises(RuntimeError, match="already closed"):
-        model.fit(*lookups(), batch_size=16, callbacks=[callback, close], verbose=0)
-    if frequency == "batch":
-        assert list(scalars(tmp_path, "optimizer/update_norm")) == [1, 2]
-    # The third step itself was made, before the error.
-    assert state(model) == state(trained())
-
-
 @pytest.mark.parametrize("how", ["the callback is thrown away", "it is used again"])
-def test_what_was_seen_before_an_error_is_written(how, tmp_path):
-    """Looks wait until there are ten, or the epoch ends: not if it is never to end."""
-
+def test_what_was_written_before_an_error_is_there(how, tmp_path):
     def fail(batch, logs):
         if batch == 1:
             raise KeyboardInterrupt
@@ -120,12 +99,13 @@ def test_what_was_seen_before_an_error_is_written(how, tmp_path):
     del callback, model, stop
     gc.collect()
     steps = [step for step, _ in events(tmp_path)["optimizer/update_norm", "scalars"]]
-    assert steps == ([1, 2, 1, 2, 3] if how == "it is used again" else [1, 2])
+    assert steps == ([1, 2, 3, 4, 5] if how == "it is used again" else [1, 2])
 
 
 FULL = """
-    import resource, signal, warnings
+    import resource, signal, sys, warnings
     import keras, keras_yogi
+    sys.path.insert(0, {tests!r})
     from support import tensorboard_runs as t
     callback = keras_yogi.TensorBoard({folder!r}, optimizer_freq={frequency!r})
     model, twin = [t.lookup_model(keras_yogi.Adam(0.0625)) for _ in range(2)]
@@ -145,8 +125,12 @@ FULL = """
 @pytest.mark.parametrize("frequency", ["batch", "epoch"])
 def test_training_goes_on_when_the_disk_is_full(frequency, tmp_path):
     """As with keras.callbacks.TensorBoard, but with a warning, and once."""
-    code = textwrap.dedent(FULL).format(folder=str(tmp_path / "logs"), frequency=frequency)
-    done = run_python("-c", code)
+    code = textwrap.dedent(FULL).format(
+        tests=str(Path(__file__).parent), folder=str(tmp_path / "logs"), frequency=frequency
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False
+    )
     assert "RESULT 12 True 1" in done.stdout, done.stderr
     files = list((tmp_path / "logs").glob("events*"))
     assert [path.stat().st_size <= 20_000 for path in files] == [True]

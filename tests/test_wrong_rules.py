@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from keras import ops
-from keras_yogi.rules import AdamRule, YogiRule
 from support.backend import COMPILED, ENGINES
 from support.cases import CASES, LEARNING_RATE
 from support.comparison import TOLERANCE, assert_same_trajectory
@@ -18,6 +17,7 @@ from support.training import hard_gradients, initial_weights, trajectory
 
 import keras_yogi
 from keras_yogi.optimizers import AdaptiveOptimizer
+from keras_yogi.rules import AdamRule, YogiRule
 
 
 class EpsilonAddedToWeights:

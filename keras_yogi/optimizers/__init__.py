@@ -1,5 +1,6 @@
-"""The optimizers, and the class to derive a further one from."""
+"""The optimizers, and the class to derive your own from."""
 
+from keras_yogi import rules
 from keras_yogi.optimizers.base import AdaptiveOptimizer
 
-__all__ = ["AdaptiveOptimizer"]
+__all__ = ["AdaptiveOptimizer", "rules"]

@@ -3,13 +3,10 @@
 from typing import Any, Unpack
 
 import keras
-from keras import ops
 
-from keras_yogi.optimizers import arguments, rules
-from keras_yogi.optimizers.arguments import KerasArguments
+from keras_yogi.checks import KerasArguments
 from keras_yogi.optimizers.base import AdaptiveOptimizer
-from keras_yogi.optimizers.frame import Slots
-from keras_yogi.optimizers.rules import Tensor
+from keras_yogi.rules import AdamRule
 
 
 @keras.saving.register_keras_serializable(package="keras_yogi")
@@ -48,6 +45,8 @@ class Adam(AdaptiveOptimizer):
             "auto".
         skip_nonfinite: a step with a NaN or an infinity in any gradient changes nothing and is
             counted in `skipped_steps`. Defaults to False: they reach the weights, as in Keras.
+        bias_correction: which moments are corrected for their start: "both"; "momentum": v̂ = v, as
+            after `keras_yogi.warm_start`; "none": m̂ = m and v̂ = v. Defaults to "both".
         **keras_arguments: Keras's own: `weight_decay` (≥ 0 or None), `clipnorm`, `clipvalue`,
             `global_clipnorm` (> 0 or None, one of the three), `use_ema`, `ema_momentum` (in
             [0, 1]), `ema_overwrite_frequency` (≥ 1 or None), `loss_scale_factor` (> 0 or None),
@@ -68,7 +67,7 @@ class Adam(AdaptiveOptimizer):
         arXiv:1904.09237: Algorithm 2 for `amsgrad`.
     """
 
-    hyperparameters = (*AdaptiveOptimizer.hyperparameters, "amsgrad")
+    amsgrad: bool
 
     def __init__(
         self,
@@ -81,27 +80,14 @@ class Adam(AdaptiveOptimizer):
         sparse_update: str = "exact",
         fused: bool | str = "auto",
         skip_nonfinite: bool = False,
+        bias_correction: str = "both",
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
         super().__init__(
             learning_rate,
-            beta_1,
-            beta_2,
-            epsilon,
-            epsilon_hat=epsilon_hat,
+            AdamRule(beta_1, beta_2, epsilon, epsilon_hat, bias_correction, amsgrad),
             sparse_update=sparse_update,
             fused=fused,
             skip_nonfinite=skip_nonfinite,
             **keras_arguments,
         )
-        self.amsgrad = arguments.boolean("amsgrad", amsgrad)
-
-    @property
-    def slot_names(self) -> tuple[str, ...]:
-        return (*super().slot_names, *(["velocity_hat"] if self.amsgrad else []))
-
-    def second_moments(
-        self, gradient: Tensor, momentum: Tensor, velocity: Tensor, *others: Tensor
-    ) -> Slots:
-        velocity = rules.adam_velocity(velocity, gradient, self.beta_2)
-        return (velocity, *(ops.where(old >= velocity, old, velocity) for old in others))

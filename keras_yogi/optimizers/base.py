@@ -1,36 +1,52 @@
-"""What Adam and Yogi share: hyperparameters, and how a rule is applied to a variable."""
+"""AdaptiveOptimizer: a rule and an engine as a Keras optimizer.
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Unpack
+Every use of an underscore name of Keras's optimizers is in this file, because nothing public gives
+the same: `_backend_update_step` receives all gradients of a step at once, after Keras has clipped
+them, where `update_step` sees one; `_clip_gradients` is overridden so that Keras clips the numbers
+of row gradients; `_trainable_variables` is the list that the optimizer was built with,
+`_get_variable_index` a variable's place in it, `_var_key` what Keras knows a variable by;
+`_track_variable` puts a slot that is not a Keras variable into `optimizer.variables`;
+`_learning_rate` tells a number from a schedule.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Any, Unpack
 
 import keras
 from keras import ops
 
-from keras_yogi.engine import choice, finite, rows
-from keras_yogi.optimizers import arguments, calls, rules
-from keras_yogi.optimizers.arguments import KerasArguments
-from keras_yogi.optimizers.frame import AdaptiveRule
-from keras_yogi.optimizers.rules import StepScalars, Tensor
-from keras_yogi.optimizers.shared import Shared
-from keras_yogi.optimizers.slots import SlotOptimizer
+from keras_yogi import checks, engines, row_gradients, step_conditions
+from keras_yogi.checks import KerasArguments
+from keras_yogi.optimizers import state
+from keras_yogi.rules import AdaptiveRule, StepScalars, Tensor
+
+_OPTIONS = {
+    "sparse_update": lambda name, value: checks.one_of(name, value, ("exact", "lazy")),
+    "fused": lambda name, value: value if value == "auto" else checks.boolean(name, value),
+    "skip_nonfinite": checks.boolean,
+}
+"""How an optimizer works, with the check of each. They are settled when it is built."""
+
+_SETTLED_BY_KERAS = ("use_ema", "gradient_accumulation_steps")
 
 
-class AdaptiveOptimizer(AdaptiveRule, SlotOptimizer):
-    """Base of the optimizers that divide a momentum by the root of a velocity.
+class AdaptiveOptimizer(keras.optimizers.Optimizer):
+    """A Keras optimizer that follows a rule: the base of `keras_yogi.Adam` and `keras_yogi.Yogi`.
 
-    The flow of one gradient: `apply` sums repeated rows and, on request, skips a step that is not
-    finite; Keras clips, decays the weights and hands all variables to `update_all`: to the fused
-    engine, or one after another to `update_step`, which reads the slots, calls the rule
-    (`new_values`) and stores what it returns. A subclass gives `second_moments`.
+    The way of a gradient: `apply` checks it, sums repeated rows and, on request, skips a step that
+    is not finite; Keras scales, clips and decays; `_backend_update_step` hands rule, scalars and
+    gradients to the engine, whose groups of variables and slots call `rule.update`.
+
+    The fields of the rule are attributes of the optimizer: `optimizer.beta_1 = 0.5` replaces the
+    rule. Graphs that were traced before keep the old one, as with every Keras optimizer.
 
     Args:
         learning_rate: η ≥ 0: a number, a `keras.optimizers.schedules.LearningRateSchedule`, or a
             callable without arguments.
-        beta_1: β₁ in [0, 1), the decay rate of the momentum.
-        beta_2: β₂ in [0, 1), the decay rate of the velocity.
-        epsilon: ε ≥ 0, in units of the gradient.
-        epsilon_hat: add ε to √v before the bias correction. Defaults to False.
+        rule: the update, a frozen `keras_yogi.rules.AdaptiveRule`.
         sparse_update: "exact" or "lazy", see `keras_yogi.Adam`. Defaults to "exact".
         fused: "auto", True or False, see `keras_yogi.Adam`. Defaults to "auto".
         skip_nonfinite: leave out steps whose gradients are not finite. Defaults to False.
@@ -40,43 +56,286 @@ class AdaptiveOptimizer(AdaptiveRule, SlotOptimizer):
         ValueError: an argument breaks its rule or is unknown.
     """
 
-    # Names of constructor arguments that are attributes too, besides the learning rate and Keras's.
-    hyperparameters: ClassVar[tuple[str, ...]] = (
-        "beta_1",
-        "beta_2",
-        "epsilon",
-        "epsilon_hat",
-        "sparse_update",
-        "fused",
-        "skip_nonfinite",
-    )
+    engine_limits = engines.Limits()
+    """Sizes at which the fused engine does otherwise; to be set before the optimizer is built."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "AdaptiveOptimizer":
+        self = super().__new__(cls)
+        try:
+            given = _signature(cls).bind_partial(*args, **kwargs)
+        except TypeError:  # which __init__ is about to raise, too
+            given = _signature(cls).bind_partial()
+        given.apply_defaults()
+        # Not as an attribute that is set: TensorFlow would save it in checkpoints.
+        self.__dict__["_given"] = MappingProxyType(given.arguments)
+        return self
 
     def __init__(
         self,
         learning_rate: Any,
-        beta_1: float,
-        beta_2: float,
-        epsilon: float,
+        rule: AdaptiveRule,
         *,
-        epsilon_hat: bool = False,
         sparse_update: str = "exact",
         fused: bool | str = "auto",
         skip_nonfinite: bool = False,
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
-        choice.check_strategy()
+        engines.check_strategy()
         super().__init__(
-            learning_rate=arguments.learning_rate(learning_rate),
-            **arguments.keras_arguments(type(self), keras_arguments),
+            learning_rate=checks.learning_rate(learning_rate),
+            **checks.keras_arguments(type(self), keras_arguments),
         )
-        self.beta_1 = arguments.fraction("beta_1", beta_1)
-        self.beta_2 = arguments.fraction("beta_2", beta_2)
-        self.epsilon = arguments.non_negative("epsilon", epsilon)
-        self.epsilon_hat = arguments.boolean("epsilon_hat", epsilon_hat)
-        self.sparse_update = arguments.one_of("sparse_update", sparse_update, ("exact", "lazy"))
-        self.fused = fused if fused == "auto" else arguments.boolean("fused", fused)
-        self.skip_nonfinite = arguments.boolean("skip_nonfinite", skip_nonfinite)
-        self._shared = Shared()
+        self.sparse_update = sparse_update
+        self.fused = fused
+        self.skip_nonfinite = skip_nonfinite
+        self._rule = rule
+        self._engine = engines.Engine([])
+        self._is_fused = False
+
+    # Hyperparameters
+
+    @property
+    def rule(self) -> AdaptiveRule:
+        """The update as a value: hashable, pure, of tensors alone."""
+        return self._rule
+
+    def __getattr__(self, name: str) -> Any:
+        """The rule's fields; whatever else is asked for here does not exist."""
+        if name in _fields(self):
+            return getattr(self.__dict__["_rule"], name)
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Checks what is set, also after construction."""
+        built = self.__dict__.get("built", False)
+        if name in _fields(self):
+            rule = dataclasses.replace(self._rule, **{name: value})
+            if built and rule.initial_values != self._rule.initial_values:
+                raise _settled(name, value)
+            name, value = "_rule", rule
+        elif name in _OPTIONS:
+            value = _OPTIONS[name](name, value)
+            if built and value != getattr(self, name):
+                raise _settled(name, value)
+        elif built and name in _SETTLED_BY_KERAS and value != getattr(self, name):
+            raise _settled(name, value)
+        super().__setattr__(name, value)
+
+    def _set_learning_rate(self, learning_rate: Any) -> None:
+        is_scalar = ops.is_tensor(learning_rate) and tuple(learning_rate.shape) == ()
+        if not is_scalar:
+            learning_rate = checks.learning_rate(learning_rate)
+        if callable(self._learning_rate) and not callable(learning_rate):
+            raise TypeError(
+                "This optimizer was created with a `LearningRateSchedule` or a callable: assign "
+                "another one, or make the optimizer with a number as its `learning_rate`."
+            )
+        keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
+
+    # Keras's own getter: torch.compile cannot follow one that calls super().
+    learning_rate = keras.optimizers.Optimizer.learning_rate.setter(_set_learning_rate)
+
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Excludes variables from weight decay, as `keras.optimizers.Optimizer` does.
+
+        Args:
+            var_list: variables. Defaults to None.
+            var_names: parts of the names of variables. Defaults to None.
+
+        Raises:
+            ValueError: the optimizer is built already.
+        """
+        if self.built:
+            raise ValueError(
+                "`exclude_from_weight_decay` must be called before the optimizer is built. "
+                f"Received: an optimizer of {len(self._trainable_variables)} variables"
+            )
+        super().exclude_from_weight_decay(var_list, var_names)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as Keras serializes them.
+
+        A subclass need not override it: arguments of its own are in it, with the value of the
+        attribute of the same name or, without one, as they were given.
+        """
+        config = super().get_config()
+        config |= {name: getattr(self, name) for name in (*_fields(self), *_OPTIONS)}
+        for name in _parameters(type(self)) - config.keys() - {"rule"}:
+            value = getattr(self, name, self._given.get(name))
+            config[name] = keras.saving.serialize_keras_object(value)
+        return config
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> "AdaptiveOptimizer":
+        """The optimizer that `get_config`, here or elsewhere, has described.
+
+        Where the fused engine cannot serve (another backend, tf.distribute), `fused=True` is read
+        as "auto": a file from elsewhere loads, and the numbers are the same.
+
+        Args:
+            config: what `get_config` has returned.
+            custom_objects: as Keras takes them. Defaults to None.
+        """
+        config = {
+            name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
+            if isinstance(value, dict) and "class_name" in value
+            else value
+            for name, value in config.items()
+        }
+        if config.get("fused") is True and engines.unsupported_reason():
+            config["fused"] = "auto"
+        taken = _parameters(cls)
+        if any(p.kind is p.VAR_KEYWORD for p in _signature(cls).parameters.values()):
+            taken |= KerasArguments.__annotations__.keys()
+        optimizer = cls(**{name: config[name] for name in config.keys() & taken})
+        # What the constructor of a subclass calls otherwise, or does not take.
+        for name in config.keys() - taken:
+            setattr(optimizer, name, config[name])
+        return optimizer
+
+    # Slots
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Creates the slots, one of each name per variable, and what updates them.
+
+        Args:
+            variables: the model variables that the optimizer is to train.
+
+        Raises:
+            ValueError: `fused=True`, and the fused engine cannot serve these variables.
+        """
+        if self.built:
+            return
+        variables = checks.variable_list("variables", variables)
+        reason = self._unfused_reason()
+        if self.fused is True and reason:
+            raise checks.reject("fused", f'False or "auto" here: {reason}', True)
+        self._is_fused = bool(self.fused) and not reason
+        super().build(variables)
+        trained = {i: v for i, v in enumerate(variables) if _has_slots(v)}
+        initial_values = self._rule.initial_values
+        packs = {}
+        if self._is_fused:
+            packs = engines.packed_groups(trained, initial_values, self.engine_limits)
+        slots: dict[str, list[Any]] = {name: [None] * len(variables) for name in initial_values}
+        # Keras's own order, so that files and checkpoints move to and from keras.optimizers.Adam.
+        first, others = list(initial_values)[:2], list(initial_values)[2:]
+        for names in (first, *([name] for name in others)):
+            for index, variable in trained.items():
+                for name in names:
+                    slots[name][index] = self._new_slot(packs.get(index), index, variable, name)
+        for name, of_all in slots.items():
+            setattr(self, _attribute(name), of_all)
+        if self.skip_nonfinite:
+            self._skipped_steps = self.add_variable(
+                (), "zeros", "int32", "only_first_replica", name="skipped_steps"
+            )
+        alone = {index: variable for index, variable in trained.items() if index not in packs}
+        own_slots = {index: [of_all[index] for of_all in slots.values()] for index in alone}
+        group = engines.Group(alone, own_slots, lazy_rows=self.sparse_update == "lazy")
+        if self._is_fused:
+            self._engine = engines.fused_engine(group, packs, self.engine_limits)
+        else:
+            self._engine = engines.unfused_engine(group)
+
+    def _unfused_reason(self) -> str | None:
+        if self._overrides_update_step():
+            return f"{type(self).__name__} has an update_step of its own"
+        return engines.unsupported_reason()
+
+    def _overrides_update_step(self) -> bool:
+        return type(self).update_step is not AdaptiveOptimizer.update_step
+
+    def _new_slot(self, pack: Any, index: int, variable: Any, name: str) -> Any:
+        if pack is None:
+            initial = self._rule.initial_values[name]
+            return self.add_variable_from_reference(variable, name, _constant(initial))
+        # The names that Keras gives to slots.
+        slot_name = f"{checks.path(variable).replace('/', '_').replace(':', '_')}_{name}"
+        slot = pack.slot(index, name, slot_name, f"{self.name}/{slot_name}")
+        self._track_variable(slot)
+        return slot
+
+    @property
+    def engine(self) -> str:
+        """What carries out the steps: "fused", or "unfused": one variable after another."""
+        return "fused" if self._is_fused else "unfused"
+
+    @property
+    def trained_variables(self) -> list[Any]:
+        """The list that the optimizer was built with."""
+        return self._trainable_variables
+
+    def index_of(self, variable: Any) -> int:
+        """The place of a model variable in the list that the optimizer was built with.
+
+        Args:
+            variable: a Keras variable, or the backend's own.
+
+        Raises:
+            ValueError: the optimizer was not built with it.
+        """
+        try:
+            return self._get_variable_index(variable)
+        except (KeyError, AttributeError):
+            rule = (
+                "one of the variables that the optimizer was built with (make a new optimizer for "
+                "another set of variables, for example after unfreezing layers)"
+            )
+            raise checks.reject("variable", rule, variable) from None
+
+    def slots(self) -> dict[str, list[keras.Variable]]:
+        """The slots' names, and one variable each per model variable, in the rule's order."""
+        return {name: getattr(self, _attribute(name)) for name in self._rule.initial_values}
+
+    def get_slot(self, variable: keras.Variable, name: str) -> Tensor:
+        """The value of a slot for one model variable.
+
+        Args:
+            variable: a model variable that the optimizer was built with.
+            name: "momentum", "velocity", or what else the optimizer keeps.
+
+        Returns:
+            A tensor of the variable's shape and dtype.
+
+        Raises:
+            ValueError: the optimizer is not built, does not know the variable, or has no such slot.
+        """
+        return ops.copy(self._slot(variable, name).value)
+
+    def set_slot(self, variable: keras.Variable, name: str, value: Tensor) -> None:
+        """Overwrites a slot of one model variable; arguments and errors as in `get_slot`.
+
+        Args:
+            variable: a model variable that the optimizer was built with.
+            name: "momentum", "velocity", or what else the optimizer keeps.
+            value: of the variable's shape.
+        """
+        slot = self._slot(variable, name)
+        checks.same_shapes([slot], [value])
+        slot.assign(value)
+
+    def _slot(self, variable: keras.Variable, name: str) -> keras.Variable:
+        if not self.built:
+            raise ValueError(
+                f"Slots need an optimizer that is built: call `{self.name}.build(variables)` "
+                f"or train a step first. Received: name={name!r}"
+            )
+        checks.one_of("name", name, self.slots())
+        slot = self.slots()[name][self.index_of(variable)]
+        if slot is None:
+            rule = "one that has slots, without `overwrite_with_gradient`"
+            raise checks.reject("variable", rule, variable)
+        return slot
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps `skip_nonfinite` has left out; 0 without it."""
+        return int(self._skipped_steps.numpy()) if self.built and self.skip_nonfinite else 0
 
     # Applying gradients
 
@@ -93,186 +352,202 @@ class AdaptiveOptimizer(AdaptiveRule, SlotOptimizer):
             trainable_variables: the variables, in the order of `grads`. Defaults to those that the
                 optimizer was built with; the first call with them builds it.
         """
-        grads = calls.gradient_list(grads)
+        grads = checks.gradient_list(grads)
         if trainable_variables is None and not self.built:
             super().apply(grads)  # which says what is missing
             return
         if trainable_variables is None:
             variables = self.trained_variables
         else:
-            variables = calls.variable_list("trainable_variables", trainable_variables)
+            variables = checks.variable_list("trainable_variables", trainable_variables)
         if not grads:
             return
-        grads = calls.checked_gradients(grads, variables)
+        grads = checks.gradients(grads, variables)
         if not self.built:  # before Keras does, which may be inside a condition
             with keras.name_scope(self.name, caller=self):
                 self.build(variables)
         for variable in variables:
             self.index_of(variable)  # a ValueError, if it is unknown
-        grads = [self._summed(g, v) for g, v in zip(grads, variables, strict=True)]
+        grads = [self._coalesced(g, v) for g, v in zip(grads, variables, strict=True)]
         if not self.skip_nonfinite or all(g is None for g in grads):
-            self._apply(grads, variables)
+            with step_conditions.after_a_batch(grads):
+                super().apply(grads, variables)
             return
-        finite.apply_if_finite(
+        everything = (*self.trained_variables, *self.variables)
+        step_conditions.apply_if_finite(
             grads,
-            lambda grads: self._apply(grads, variables),
+            lambda grads: super(AdaptiveOptimizer, self).apply(grads, variables),
             self._skipped_steps,
-            state=[
-                v
-                for v in (*self.trained_variables, *self.variables)
-                if v is not self._skipped_steps
-            ],
+            state=[v for v in everything if v is not self._skipped_steps],
         )
 
-    def _summed(self, gradient: Tensor | None, variable: Any) -> Tensor | None:
-        """Each row of an Embedding once; all rows, where there is no use for fewer."""
-        if not rows.is_rows(gradient):
+    def _coalesced(self, gradient: Tensor | None, variable: Any) -> Tensor | None:
+        """Each row once; all rows, where Keras computes with the gradient as a whole."""
+        if not row_gradients.is_rows(gradient):
             return gradient
-        keep = self.sparse_update == "lazy" or (
-            self._engine is not None and self._engine.serves_rows(self.index_of(variable))
-        )
-        keep = keep and not getattr(variable, "overwrite_with_gradient", False)
-        # Accumulated gradients are dense, Keras makes the variables for it.
-        keep = keep and not self.gradient_accumulation_steps
-        return rows.summed(gradient) if keep else rows.dense(gradient)
+        whole = self.gradient_accumulation_steps or self.loss_scale_factor
+        if whole or not _has_slots(variable):
+            return row_gradients.dense(gradient)
+        return row_gradients.coalesce(gradient)
 
-    def _apply(self, grads: Sequence[Tensor | None], variables: Sequence[Any]) -> None:
-        pairs = zip(grads, variables, strict=True)
-        keys = [self.index_of(v) if rows.is_rows(g) else None for g, v in pairs]
-        with rows.apart(grads, keys) as values:
-            super().apply(values, variables)
+    def _clip_gradients(self, grads: list[Tensor]) -> list[Tensor]:
+        """Clips the numbers of row gradients like any tensor's: other rows are zero."""
+        clipped = super()._clip_gradients([row_gradients.values_of(g) for g in grads])
+        return [row_gradients.with_values(g, c) for g, c in zip(grads, clipped, strict=True)]
 
-    def update_all(
-        self, gradients: Sequence[Tensor], variables: Sequence[Any], learning_rate: Any
+    def _backend_update_step(
+        self, grads: list[Tensor], trainable_variables: list[Any], learning_rate: Any
     ) -> None:
-        """One step on all variables that have a gradient, which Keras has scaled and clipped.
-
-        Args:
-            gradients: one per variable; where only some rows have one, what stands in for them.
-            variables: model variables that the optimizer was built with.
-            learning_rate: η, a number or a scalar tensor.
-        """
-        indices = [self.index_of(v) for v in variables]
-        gradients = rows.together(gradients, variables, indices)
-        if self._engine is None:
-            with self._shared.in_a_step():
-                super().update_all(gradients, variables, learning_rate)
-            return
-        native = [v.value if isinstance(v, keras.Variable) else v for v in variables]
-        self._engine.update(indices, native, gradients, learning_rate)
+        """One step on all variables that have a gradient, which Keras has scaled and clipped."""
+        if self._overrides_update_step():
+            # Keras adds up the gradients of replicas, and calls it for each variable.
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+        else:
+            indices = map(self.index_of, trainable_variables)
+            gradients = dict(zip(indices, grads, strict=True))
+            self._engine.step(self._rule, self._scalars(learning_rate), gradients)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Any) -> None:
-        """Updates one variable and its slots: the specification of the optimizer.
+        """Updates one variable and its slots. A subclass may override it.
 
         Args:
             gradient: of the variable's shape, or a tf.IndexedSlices of some of its rows.
             variable: a model variable that the optimizer was built with.
             learning_rate: η, a number or a scalar tensor.
         """
-        if rows.is_rows(gradient) and self.sparse_update == "lazy":
+        if row_gradients.is_rows(gradient):
             # Once more, because rows of several replicas come one after another.
-            self.update_rows(rows.summed(gradient), variable, learning_rate)
-        else:
-            self._update(rows.dense(gradient), variable, learning_rate)
+            gradient = row_gradients.coalesce(gradient)
+        gradients = {self.index_of(variable): gradient}
+        self._engine.step_on_this_replica(self._rule, self._scalars(learning_rate), gradients)
 
-    def update_rows(
-        self,
-        gradient: Tensor,
-        variable: keras.Variable,
-        learning_rate: Any,
-        update_others: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Updates some rows of one variable and of its slots.
+    def _scalars(self, learning_rate: Any) -> dict[str, StepScalars]:
+        step, dtypes = self.iterations + 1, self._engine.dtypes
+        return {dtype: self._rule.scalars(learning_rate, step, dtype) for dtype in dtypes}
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """With `use_ema`, gives the variables their averages, as Keras does at the end of `fit`.
 
         Args:
-            gradient: a tf.IndexedSlices of `rows.summed`.
-            variable: as in `update_step`.
-            learning_rate: as in `update_step`.
-            update_others: is called when the rows have been read and not yet been written, and may
-                do anything to them. Defaults to nothing.
+            var_list: the variables that the optimizer was built with, in that order: on TensorFlow
+                Keras hands out the averages by position.
+
+        Raises:
+            ValueError: `var_list` is another list.
         """
-        gradient = rows.without_left_over(gradient)
-        indices = gradient.indices
-        self._update(
-            gradient.values,
-            variable,
-            learning_rate,
-            read=lambda whole: rows.read(whole, indices),
-            store=lambda whole, values: rows.write(whole, values, indices),
-            between=update_others,
+        if self.use_ema:
+            known = [self._var_key(v) for v in self._trainable_variables]
+            rule = "the variables that the optimizer was built with, in their order"
+            if hasattr(var_list, "assign") or [self._var_key(v) for v in var_list] != known:
+                raise checks.reject("var_list", rule, var_list)
+        super().finalize_variable_values(var_list)
+        if self.use_ema and keras.config.backend() == "jax":
+            # Keras assigns the averages themselves: a weight and its average are then one buffer,
+            # which the next `fit` would donate twice.
+            for variable in var_list:
+                variable.assign(ops.copy(variable.value))
+
+    # Files
+
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
+        """A SavedModel also keeps the arrays that slots share: the functions in it work on them."""
+        children = super()._trackable_children(save_type, **options)
+        if save_type == "savedmodel":
+            children |= {f"array_{i}": a for i, a in enumerate(self._engine.shared_arrays())}
+        return children
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Sets all of `optimizer.variables`, or, with an error, none.
+
+        Args:
+            weights: one array for each of `optimizer.variables`, of its shape.
+
+        Raises:
+            ValueError: the optimizer is not built, or the arrays are not of that number and shape.
+        """
+        if self.built:
+            if len(weights) != len(self.variables):
+                raise ValueError(
+                    f"`weights` must hold {len(self.variables)} arrays, one for each of "
+                    f"`optimizer.variables`. Received: {len(weights)}"
+                )
+            checks.same_shapes(self.variables, weights)
+        super().set_weights(weights)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes the state into `store`, as Keras asks when a model is saved.
+
+        Args:
+            store: maps names to arrays.
+        """
+        state.save(store, self._numbered_variables(), self.skipped_steps, self._kept())
+
+    def load_own_variables(self, store: Any) -> None:
+        """Takes the state from `store`, all of it or, with a warning or an error, nothing.
+
+        Args:
+            store: what `save_own_variables` of this class or of keras.optimizers.Adam has filled.
+
+        Raises:
+            ValueError: an array has another shape than the variable that it is for.
+        """
+        skipped_steps = state.load(
+            store, self._numbered_variables(), self.name, self._kept(), self.built
         )
+        if skipped_steps is not None and self.built and self.skip_nonfinite:
+            self._skipped_steps.assign(skipped_steps)
 
-    def _update(
-        self,
-        gradient: Tensor,
-        variable: keras.Variable,
-        learning_rate: Any,
-        read: Callable[[Any], Tensor] = ops.convert_to_tensor,
-        store: Callable[[Any, Tensor], None] | None = None,
-        between: Callable[[], None] = lambda: None,
-    ) -> None:
-        index = self.index_of(variable)
-        stored = [variable, *(of_all[index] for of_all in self.slots().values())]
+    def _numbered_variables(self) -> list[keras.Variable]:
+        """What files keep by number: exactly what Keras's own Adam keeps, in its order."""
+        own = self._skipped_steps if self.built and self.skip_nonfinite else None
+        return [v for v in self.variables if v is not own]
 
-        # Half precision holds neither 1 − β₂ = 0.001 next to 1 nor ε = 1e-8: compute in float32,
-        # round once when storing. float64 stays float64 throughout.
-        dtype = keras.backend.standardize_dtype(variable.dtype)
-        dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
-        gradient, weights, *values = [ops.cast(x, dtype) for x in (gradient, *map(read, stored))]
-        between()
-        rule = self.new_values
-        if self._compiler is not None and store is None:  # some rows are never as many twice
-            rule = self._compiler.rule(math.prod(weights.shape))
-        scalars = self._shared.get(dtype, lambda: self.step_scalars(learning_rate, dtype))
-        weights, slots = rule(gradient, weights, tuple(values), scalars)
-        store = store or self.assign
-        for place, new in zip(stored, (weights, *slots), strict=True):
-            store(place, new)
+    def _kept(self) -> str:
+        """What the state consists of: two of the same number and shapes need not mean the same."""
+        kept = list(self._rule.initial_values)
+        kept += ["average"] if self.use_ema else []
+        kept += ["gradient_accumulator"] if self.gradient_accumulation_steps else []
+        return f"{', '.join(kept)}; bias_correction={self._rule.bias_correction}"
 
-    def step_scalars(self, learning_rate: Any, dtype: str, step: Any = None) -> StepScalars:
-        """What the rule needs to know of a step.
 
-        Args:
-            learning_rate: η, a number or a scalar tensor.
-            dtype: what the step is computed in.
-            step: t = 1, 2, … Defaults to that of the step being made.
-        """
-        step = ops.cast(self.iterations + 1 if step is None else step, dtype)
-        # 1 − β₂ᵗ, or 1 where the velocity did not start from zero but from where it belongs
-        bias = ops.cast(self._velocity_bias.value, dtype)
-        correction_2 = rules.bias_correction(self.beta_2, step)
-        return StepScalars(
-            ops.convert_to_tensor(learning_rate, dtype),
-            rules.bias_correction(self.beta_1, step),
-            bias * correction_2 + (1.0 - bias),
-        )
+def _fields(optimizer: AdaptiveOptimizer) -> tuple[str, ...]:
+    rule = optimizer.__dict__.get("_rule")
+    return () if rule is None else tuple(field.name for field in dataclasses.fields(rule))
 
-    # Hyperparameters
 
-    def constants(self) -> tuple[Any, ...]:
-        """What a graph of the rule holds as fixed numbers."""
-        return tuple(getattr(self, name) for name in self.hyperparameters)
+def _settled(name: str, value: Any) -> ValueError:
+    rule = "set before the optimizer is built: it decides on what is built"
+    return checks.reject(name, rule, value)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as Keras serializes them."""
-        return {
-            **super().get_config(),
-            **dict(zip(self.hyperparameters, self.constants(), strict=True)),
-        }
 
-    @classmethod
-    def from_config(
-        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
-    ) -> "AdaptiveOptimizer":
-        """The optimizer that `get_config`, here or elsewhere, has described.
+def _signature(cls: type) -> inspect.Signature:
+    """Of the constructor, without `self`. inspect.signature(cls) may find `__new__`."""
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
-        Where the fused engine cannot serve (another backend, tf.distribute), `fused=True` is read
-        as "auto": a file from elsewhere loads, and the numbers are the same.
 
-        Args:
-            config: what `get_config` has returned.
-            custom_objects: as Keras takes them. Defaults to None.
-        """
-        if config.get("fused") is True and choice.obstacle([]):
-            config = {**config, "fused": "auto"}
-        return super().from_config(config, custom_objects)
+def _parameters(cls: type) -> set[str]:
+    """Names of the constructor's parameters."""
+    parameters = _signature(cls).parameters.values()
+    return {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def _has_slots(variable: Any) -> bool:
+    return not getattr(variable, "overwrite_with_gradient", False)
+
+
+def _attribute(slot_name: str) -> str:
+    """As keras.optimizers.Adam calls its lists of slots, so that checkpoints move."""
+    plurals = {"momentum": "_momentums", "velocity": "_velocities"}
+    return plurals.get(slot_name, f"_{slot_name}s")
+
+
+def _constant(value: float) -> Any:
+    """An initializer. keras.initializers.Constant would round to float32 for float64, too."""
+
+    def initialize(shape: Sequence[int], dtype: Any = None) -> Tensor:
+        is_float = "float" in keras.backend.standardize_dtype(dtype)
+        zeros = ops.zeros(shape, dtype)
+        return zeros + value if is_float and value else zeros
+
+    return initialize

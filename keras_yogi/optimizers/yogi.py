@@ -1,16 +1,12 @@
 """Yogi (Zaheer et al., 2018)."""
 
-from collections.abc import Sequence
 from typing import Any, Unpack
 
 import keras
-from keras import ops
 
-from keras_yogi.optimizers import arguments, rules
-from keras_yogi.optimizers.arguments import KerasArguments
+from keras_yogi.checks import KerasArguments
 from keras_yogi.optimizers.base import AdaptiveOptimizer
-from keras_yogi.optimizers.frame import Slots
-from keras_yogi.optimizers.rules import Tensor
+from keras_yogi.rules import YogiRule
 
 
 @keras.saving.register_keras_serializable(package="keras_yogi")
@@ -67,6 +63,8 @@ class Yogi(AdaptiveOptimizer):
             "auto".
         skip_nonfinite: a step with a NaN or an infinity in any gradient changes nothing and is
             counted in `skipped_steps`. Defaults to False: they reach the weights, as in Keras.
+        bias_correction: which moments are corrected for their start: "both"; "momentum": v̂ = v, as
+            after `keras_yogi.warm_start`; "none": m̂ = m and v̂ = v. Defaults to "both".
         **keras_arguments: Keras's own: `weight_decay` (≥ 0 or None), `clipnorm`, `clipvalue`,
             `global_clipnorm` (> 0 or None, one of the three), `use_ema`, `ema_momentum` (in
             [0, 1]), `ema_overwrite_frequency` (≥ 1 or None), `loss_scale_factor` (> 0 or None),
@@ -86,14 +84,6 @@ class Yogi(AdaptiveOptimizer):
         that its first author gave to TensorFlow Addons has it, and so has every later one.
     """
 
-    hyperparameters = (
-        *AdaptiveOptimizer.hyperparameters,
-        "initial_accumulator_value",
-        "activation",
-        "l1_regularization_strength",
-        "l2_regularization_strength",
-    )
-
     def __init__(
         self,
         learning_rate: Any = 0.01,
@@ -108,47 +98,25 @@ class Yogi(AdaptiveOptimizer):
         sparse_update: str = "exact",
         fused: bool | str = "auto",
         skip_nonfinite: bool = False,
+        bias_correction: str = "both",
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
-        super().__init__(
-            learning_rate,
+        rule = YogiRule(
             beta_1,
             beta_2,
             epsilon,
-            epsilon_hat=epsilon_hat,
+            epsilon_hat,
+            bias_correction,
+            initial_accumulator_value,
+            activation,
+            l1_regularization_strength,
+            l2_regularization_strength,
+        )
+        super().__init__(
+            learning_rate,
+            rule,
             sparse_update=sparse_update,
             fused=fused,
             skip_nonfinite=skip_nonfinite,
             **keras_arguments,
         )
-        self.initial_accumulator_value = arguments.non_negative(
-            "initial_accumulator_value", initial_accumulator_value
-        )
-        self.activation = arguments.one_of("activation", activation, ("sign", "tanh"))
-        self.l1_regularization_strength = arguments.non_negative(
-            "l1_regularization_strength", l1_regularization_strength
-        )
-        self.l2_regularization_strength = arguments.non_negative(
-            "l2_regularization_strength", l2_regularization_strength
-        )
-
-    def initial_velocity(self, shape: Sequence[int], dtype: str) -> Tensor:
-        # keras.initializers.Constant would round the value to float32 for float64 weights too.
-        return ops.full(shape, self.initial_accumulator_value, dtype)
-
-    def second_moments(
-        self, gradient: Tensor, momentum: Tensor, velocity: Tensor, *others: Tensor
-    ) -> Slots:
-        return (rules.yogi_velocity(velocity, gradient, self.beta_2, self.activation),)
-
-    @property
-    def step_depends_on_weights(self) -> bool:
-        """The proximal step does."""
-        return bool(self.l1_regularization_strength or self.l2_regularization_strength)
-
-    def descend(self, weights: Tensor, momentum: Tensor, rate: Tensor) -> Tensor:
-        weights = super().descend(weights, momentum, rate)
-        if not self.step_depends_on_weights:
-            return weights
-        l1, l2 = self.l1_regularization_strength, self.l2_regularization_strength
-        return rules.proximal(weights, rate, l1, l2)

@@ -1,18 +1,30 @@
-"""The figures of an optimizer, recomputed from its slots by the float64 reference."""
+"""The figures of an optimizer, recomputed by hand from its slots in float64."""
 
 import keras
 import numpy as np
 import pytest
 
-from keras_yogi.diagnostics.gauge import FIGURES
-from support.backend import array
-from support.reference import Reference
-
 # Slots are float32: a figure is a dozen operations on them, of 6e-8 each, and sums are in float64.
 ROUNDING = 2e-6
 
+FIGURES = (
+    "weight_norm",
+    "momentum_norm",
+    "velocity_norm",
+    "update_norm",
+    "update_to_weight_ratio",
+    "reached_share",
+    "effective_lr_min",
+    "effective_lr_median",
+    "effective_lr_p99_9",
+    "effective_lr_max",
+    "epsilon_share",
+    "initial_velocity_share",
+    "signal_to_noise_median",
+)
 
-def named_variables(dtype="float32", seed=0):
+
+def variables_of(dtype="float32", seed=0):
     random = np.random.default_rng(seed)
     shapes = {"embed/embeddings": (30, 4), "hidden/kernel": (4, 6), "out/bias": (3,), "scale": ()}
     variables = []
@@ -22,87 +34,85 @@ def named_variables(dtype="float32", seed=0):
     return variables
 
 
-def take_random_steps(optimizer, variables, steps=5, seed=1):
+def gradients_of(variables, random):
     """Rows 20 and up of the embedding get no gradient, nor does the third weight of the bias."""
+    gradients = [random.normal(size=v.shape).astype("float32") for v in variables]
+    gradients[0][20:] = 0
+    gradients[2][2] = 0
+    return [keras.ops.cast(g, v.dtype) for g, v in zip(gradients, variables, strict=True)]
+
+
+def train(optimizer, variables, steps=5, seed=1):
     random = np.random.default_rng(seed)
     optimizer.build(variables)
     for _ in range(steps):
-        gradients = [random.normal(size=v.shape).astype("float32") for v in variables]
-        gradients[0][20:] = 0
-        gradients[2][2] = 0
-        pairs = zip(gradients, variables, strict=True)
         # With the variables: without, LossScaleOptimizer of Keras 3.10 makes no step.
-        optimizer.apply([keras.ops.cast(g, v.dtype) for g, v in pairs], variables)
+        optimizer.apply(gradients_of(variables, random), variables)
     return optimizer
 
 
-def reference_of(optimizer, variable, step):
-    """The float64 reference in the state that the optimizer has for one variable."""
-    config = optimizer.get_config()
-    reference = Reference(
-        array(variable.value).astype("float64"),
-        "yogi" if "initial_accumulator_value" in config else "adam",
-        float(array(optimizer.learning_rate)),
-        step=step,
-        **{
-            name: config[name]
-            for name in Reference.__dataclass_fields__
-            if name in config and name != "learning_rate"
-        },
-    )
-    for name in optimizer.slots():
-        reference.slots[name] = array(optimizer.get_slot(variable, name)).astype("float64")
-    return reference
+def by_hand(optimizer, variables, learning_rate=None):
+    """The figures of each of the variables, and of all of them together.
 
-
-def by_hand(optimizer, variables):
-    """The figures in float64 NumPy, of each of the variables and of all of them together."""
+    `learning_rate` is the last step's, of a schedule.
+    """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    t = int(array(inner.iterations.value))
-    columns = []
-    for variable in variables:
-        reference = reference_of(inner, variable, t)
-        correction_1, correction_2 = reference.corrections()
-        w, m, v = reference.weights, reference.slots["momentum"], reference.slots["velocity"]
-        largest = list(reference.slots.values())[-1]
-        effective = reference.learning_rate_per_weight() * correction_1
-        root = np.sqrt(largest / correction_2)
-        dominated = (np.sqrt(largest) if inner.epsilon_hat else root) < inner.epsilon
-        update = reference.descended() - w
-        # The seed as the weights' dtype holds it.
-        initial = keras.ops.convert_to_tensor(
-            np.array(reference.initial_accumulator_value), variable.dtype
-        )
-        at_initial = v == array(initial).astype("float64")
-        noise = np.where(m == 0, 0, np.abs(m / correction_1) / np.where(root == 0, 1, root))
-        touched = np.where(at_initial & (m == 0), np.nan, effective)
-        columns.append((w, m, v, update, effective, touched, dominated, at_initial, noise))
-    flat = [tuple(np.ravel(each) for each in column) for column in columns]
-    together = tuple(np.concatenate(each) for each in zip(*flat, strict=True))
-    return [_figures(column) for column in flat], _figures(together)
+    columns = [_columns(inner, variable, learning_rate) for variable in variables]
+    together = [np.concatenate(each) for each in zip(*columns, strict=True)]
+    return [_figures(*column) for column in columns], _figures(*together)
 
 
-def _figures(column):
-    w, m, v, update, effective, touched, dominated, at_initial, noise = column
+def _columns(optimizer, variable, learning_rate):
+    """What is known of each weight of a variable."""
+    t, rule = max(int(optimizer.iterations.numpy()), 1), optimizer.rule
+    w = _float64(variable)
+    slots = [_float64(optimizer.get_slot(variable, name)) for name in optimizer.slots()]
+    m, v, last = slots[0], slots[1], slots[-1]
+    correction_1 = 1.0 if rule.bias_correction == "none" else 1 - rule.beta_1**t
+    correction_2 = 1 - rule.beta_2**t if rule.bias_correction == "both" else 1.0
+    eta = learning_rate or float(optimizer.learning_rate.numpy())
+    root = np.sqrt(last / correction_2)
+    if rule.epsilon_hat:
+        rate = eta * np.sqrt(correction_2) / (np.sqrt(last) + rule.epsilon)
+        below = np.sqrt(last) < rule.epsilon
+    else:
+        rate, below = eta / (root + rule.epsilon), root < rule.epsilon
+    update = -rate * m / correction_1
+    l1 = getattr(rule, "l1_regularization_strength", 0.0)
+    l2 = getattr(rule, "l2_regularization_strength", 0.0)
+    if l1 or l2:
+        moved, per_weight = w + update, rate / correction_1
+        moved = np.sign(moved) * np.maximum(np.abs(moved) - per_weight * l1, 0)
+        update = moved / (1 + per_weight * l2) - w
+    # The initial values as the slots' dtype holds them.
+    initial = [
+        _float64(keras.ops.convert_to_tensor(np.array(value), variable.dtype))
+        for value in rule.initial_values.values()
+    ]
+    reached = np.any([s != i for s, i in zip(slots, initial, strict=True)], axis=0)
+    near = (last <= 2 * initial[-1]) & (initial[-1] > 0)
+    noise = np.where(m == 0, 0, np.abs(m / correction_1) / np.where(root == 0, 1, root))
+    return [np.ravel(each) for each in (w, m, v, update, reached, rate, below, near, noise)]
+
+
+def _figures(w, m, v, update, reached, rate, below, near, noise):
     norms = [np.sqrt(np.sum(x**2)) for x in (w, m, v, update)]
-    return dict(
-        zip(
-            FIGURES,
-            (
-                *norms,
-                norms[3] / norms[0] if norms[3] else 0.0,
-                effective.min(),
-                np.median(effective),
-                np.quantile(effective, 0.999),
-                effective.max(),
-                np.nan if np.all(np.isnan(touched)) else np.nanmax(touched),
-                dominated.mean(),
-                at_initial.mean(),
-                np.median(noise),
-            ),
-            strict=True,
-        )
-    )
+    ratio = norms[3] / norms[0] if norms[3] else 0.0
+    if reached.any():
+        rate, below, near, noise = (each[reached] for each in (rate, below, near, noise))
+        rates = [rate.min(), *_quantiles(rate, [0.5, 0.999]), rate.max()]
+        rest = [*rates, below.mean(), near.mean(), *_quantiles(noise, [0.5])]
+    else:
+        rest = [np.nan] * 7
+    return dict(zip(FIGURES, [*norms, ratio, reached.mean(), *rest], strict=True))
+
+
+def _quantiles(values, fractions):
+    return np.quantile(values, fractions, method="inverted_cdf")
+
+
+def _float64(tensor):
+    return np.array(keras.ops.cast(tensor, "float64"))
 
 
 def assert_figures(report, optimizer, variables, rounding=ROUNDING):

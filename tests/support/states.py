@@ -45,6 +45,12 @@ def assert_of_use(optimizer: Any) -> None:
     assert all((w.numpy() != b).all() for w, b in zip(weights, before, strict=True))
 
 
+def warm(optimizer: Any) -> Any:
+    """A velocity that needs no correction: v̂ = v."""
+    optimizer.bias_correction = "momentum"
+    return optimizer
+
+
 def stored(optimizer: Any) -> dict[str, Any]:
     """What a file would hold."""
     store: dict[str, Any] = {}

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from tensorboard.backend.event_processing import event_file_loader
-from tensorboard.util import tensor_util
+import tensorflow as tf
 
-from keras_yogi.diagnostics.gauge import FIGURES
+from support.figures import FIGURES
 
 LAYERS = {
     "embed": ["embed/embeddings"],
@@ -15,16 +14,17 @@ LAYERS = {
     "out": ["out/kernel", "out/bias"],
 }
 VARIABLES = [variable for of_layer in LAYERS.values() for variable in of_layer]
-OF_MODEL = ["learning_rate", *FIGURES, "skipped_steps", "untouched_rows"]
-SCALARS = {f"optimizer/{figure}" for figure in OF_MODEL}
-OF_LAYERS = {
-    *(f"optimizer_layers/{variable}/{figure}" for variable in VARIABLES for figure in FIGURES),
-    "optimizer_layers/embed/embeddings/untouched_rows",
+SCALARS = {
+    f"optimizer/{name}" for name in ["learning_rate", *FIGURES, "skipped_steps", "initial_rows"]
+}
+OF_VARIABLES = {
+    *(f"optimizer_{figure}/{variable}" for variable in VARIABLES for figure in FIGURES),
+    "optimizer_initial_rows/embed/embeddings",
 }
 HISTOGRAMS = {
-    f"optimizer_layers/{layer}/log10_{what}"
+    f"optimizer_log10_{what}/{layer}"
     for layer in LAYERS
-    for what in ("effective_learning_rate", "root_velocity", "update")
+    for what in ("effective_lr", "root_velocity", "update")
 }
 PAGES = {
     "optimizer/config",
@@ -67,12 +67,11 @@ def events(folder):
     """What the event files of a folder hold: (tag, plugin) → {step: value}, in order."""
     found = {}
     for path in sorted(Path(folder).glob("events.out.tfevents.*")):
-        for event in event_file_loader.EventFileLoader(str(path)).Load():
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
             for value in event.summary.value:
                 key = value.tag, value.metadata.plugin_data.plugin_name
-                number = (
-                    tensor_util.make_ndarray(value.tensor) if value.HasField("tensor") else None
-                )
+                number = tf.make_ndarray(value.tensor) if value.HasField("tensor") else None
                 found.setdefault(key, []).append((event.step, number))
     return found
 

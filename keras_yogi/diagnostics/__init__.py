@@ -1,1 +1,0 @@
-"""What an optimizer does inside: figures that are derived from its slots alone."""

@@ -1,0 +1,304 @@
+"""Slots of many small variables, end to end in shared arrays.
+
+An update of a thousand weights costs what starting its dozen operations costs, so small variables
+are updated together. Their slots lie side by side:
+
+    model variables      kernel (3, 2)        bias (2,)   scale ()
+                         ┌──┬──┬──┬──┬──┬──┐  ┌──┬──┐     ┌──┐
+    "momentum" array     │ 0│ 1│ 2│ 3│ 4│ 5│  │ 6│ 7│     │ 8│
+                         └──┴──┴──┴──┴──┴──┘  └──┴──┘     └──┘
+    "velocity" array     likewise
+
+A step joins the gradients in the same order, calls the rule once, and gives each variable its part
+of the result. To everything else (files, checkpoints, `get_slot`) a `PackedSlot` looks like the
+Keras variable that it stands for.
+"""
+
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_yogi import row_gradients
+from keras_yogi.engines.base import Group, Limits, Scalars, update_rows, update_variable
+from keras_yogi.engines.compiled import compiled_update, is_compiled_here
+from keras_yogi.rules import AdaptiveRule, StepScalars
+
+ALIGNMENT = 16
+"""Elements of float32 in 64 bytes. TensorFlow splits an array of such rows without copying it."""
+
+
+class ArrayPart:
+    """The part of a shared array that belongs to one variable."""
+
+    def __init__(self, array: tf.Variable, start: int, shape: tf.TensorShape) -> None:
+        self.array, self.start, self.shape = array, start, shape
+        self._end = start + shape.num_elements()
+
+    @property
+    def dtype(self) -> str:
+        return self.array.dtype.name
+
+    @property
+    def value(self) -> tf.Tensor:
+        return tf.reshape(self.array[self.start : self._end], self.shape)
+
+    def assign(self, value: Any) -> Any:
+        flat = tf.reshape(value, [-1])
+        if isinstance(self.array, tf.distribute.DistributedValues):  # no part can be assigned to
+            parts = [self.array[: self.start], flat, self.array[self._end :]]
+            self.array.assign(tf.concat(parts, 0))
+        else:
+            self.array[self.start : self._end].assign(flat)
+
+    def scatter_update(self, rows: tf.IndexedSlices) -> None:
+        """Overwrites some rows, each of which is named once."""
+        indices = tf.expand_dims(rows.indices, -1)
+        self.assign(tf.tensor_scatter_nd_update(self.value, indices, rows.values))
+
+    def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
+        return tf.convert_to_tensor(self.value, dtype=dtype, name=name)
+
+
+class PackedGroup(Group):
+    """Small variables of one dtype on one device, whose slots share one array a slot name.
+
+    Its `slots` are the arrays, in the rule's order.
+    """
+
+    def __init__(
+        self, variables: Mapping[int, Any], initial_values: Mapping[str, float], limits: Limits
+    ) -> None:
+        """Takes native variables by index, and makes the arrays."""
+        # Full rows first, so that they stay aligned.
+        order = sorted(variables, key=lambda i: -alignment(variables[i].shape.num_elements()))
+        super().__init__({index: variables[index] for index in order}, {}, lazy_rows=False)
+        self.shapes = [variables[index].shape for index in order]
+        self.sizes = [shape.num_elements() for shape in self.shapes]
+        self.starts = dict(zip(order, itertools.accumulate(self.sizes, initial=0), strict=False))
+        # Never odd: XLA on the CPU makes loops over an odd length that take twice as long.
+        self.padding = sum(self.sizes) % 2
+        self._compile = limits.compile and sum(self.sizes) >= limits.compile_from
+        first = variables[order[0]]
+        self.dtype, self.slot_names = first.dtype, list(initial_values)
+        length = sum(self.sizes) + self.padding
+        with tf.init_scope(), tf.distribute.get_strategy().extended.colocate_vars_with(first):
+            self.slots = [
+                tf.Variable(
+                    tf.fill([length], tf.constant(initial, self.dtype)),
+                    trainable=False,
+                    name=f"packed_{name}",
+                )
+                for name, initial in initial_values.items()
+            ]
+
+    @property
+    def shared_arrays(self) -> Sequence[tf.Variable]:
+        return self.slots
+
+    def slot(self, index: int, slot_name: str, name: str, path: str) -> "PackedSlot":
+        """A variable's slot, under the name and the path that Keras would give it."""
+        array = self.slots[self.slot_names.index(slot_name)]
+        return PackedSlot(array, self.starts[index], self.variables[index].shape, name, path)
+
+    def update(
+        self,
+        rule: AdaptiveRule,
+        scalars: Scalars,
+        gradients: Mapping[int, tf.Tensor],
+        variables: Mapping[int, tf.Variable],
+        slots: Sequence[tf.Variable],
+    ) -> None:
+        dense = dict(gradients)
+        for index, gradient in gradients.items():
+            if row_gradients.is_rows(gradient) and self.lazy_rows:
+                parts = self._parts(index, slots)
+                update_rows(rule, scalars, dense.pop(index), variables[index], parts)
+            else:
+                dense[index] = row_gradients.dense(gradient)
+        present = sum(variables[index].shape.num_elements() for index in dense)
+        if 2 * present >= sum(self.sizes):
+            self._update_together(rule, scalars[self.dtype.name], dense, variables, slots)
+        else:  # not worth going through whole arrays
+            for index, gradient in dense.items():
+                parts = self._parts(index, slots)
+                update_variable(rule, scalars, gradient, variables[index], parts)
+
+    def _parts(self, index: int, arrays: Sequence[tf.Variable]) -> list[ArrayPart]:
+        shape = self.variables[index].shape
+        return [ArrayPart(array, self.starts[index], shape) for array in arrays]
+
+    def _update_together(
+        self,
+        rule: AdaptiveRule,
+        scalars: StepScalars,
+        gradients: Mapping[int, tf.Tensor],
+        variables: Mapping[int, tf.Variable],
+        arrays: Sequence[tf.Variable],
+    ) -> None:
+        sizes = zip(variables, self.sizes, strict=True)
+        flat_gradient = self._join(
+            [gradients[i] if i in gradients else tf.zeros([size]) for i, size in sizes]
+        )
+        flat_weights = self._join(list(variables.values())) if rule.reads_weights else None
+        mask = None
+        if len(gradients) < len(variables):
+            repeats = [*self.sizes, self.padding]
+            mask = tf.repeat([*(i in gradients for i in variables), False], repeats)
+        update = compiled_update if self._compile and is_compiled_here() else _uncompiled
+        flat = update(update_arrays, rule)(flat_gradient, flat_weights, mask, arrays, scalars)
+        for (index, variable), part in zip(variables.items(), self._split(flat), strict=True):
+            if index in gradients:
+                variable.assign(part) if rule.reads_weights else variable.assign_add(part)
+
+    def _join(self, tensors: Sequence[Any]) -> tf.Tensor:
+        """What belongs to the variables, end to end as in the arrays."""
+        parts = [tf.reshape(tf.cast(tensor, self.dtype), [-1]) for tensor in tensors]
+        return tf.concat([*parts, *[tf.zeros([1], self.dtype)] * self.padding], 0)
+
+    def _split(self, joined: tf.Tensor) -> list[tf.Tensor]:
+        """What belongs to each variable, in its shape: the reverse of `_join`."""
+        parts: list[tf.Tensor] = []
+        start = 0
+        for width, sizes in itertools.groupby(self.sizes, key=alignment):
+            lengths = [size // width for size in sizes]
+            end = start + width * sum(lengths)
+            rows = tf.reshape(joined[start:end], [-1, width] if width > 1 else [-1])
+            parts += tf.split(rows, lengths)
+            start = end
+        return [tf.reshape(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def update_arrays(
+    rule: AdaptiveRule,
+    gradient: tf.Tensor,
+    weights: tf.Tensor | None,
+    mask: tf.Tensor | None,
+    arrays: Sequence[tf.Variable],
+    scalars: StepScalars,
+) -> tf.Tensor:
+    """Updates arrays of slots, where the mask says so.
+
+    Returns:
+        The new weights, or, if no weights are given, what is to be added to them.
+    """
+    old = tuple(map(tf.convert_to_tensor, arrays))
+    weights = tf.zeros_like(gradient) if weights is None else weights
+    weights, new = rule.update(gradient, weights, old, scalars)
+    for array, value, before in zip(arrays, new, old, strict=True):
+        array.assign(value if mask is None else tf.where(mask, value, before))
+    return weights
+
+
+def _uncompiled(function: Any, rule: AdaptiveRule) -> Any:
+    return lambda *arguments: function(rule, *arguments)
+
+
+def alignment(elements: int) -> int:
+    return ALIGNMENT if elements % ALIGNMENT == 0 else 1
+
+
+class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
+    """One model variable's slot in a shared array: what Keras and TensorFlow see of it."""
+
+    trainable = False
+
+    def __init__(
+        self, array: tf.Variable, start: int, shape: tf.TensorShape, name: str, path: str
+    ) -> None:
+        super().__init__(array, start, shape)
+        self.name, self.path = name, path
+
+    @property
+    def location(self) -> tuple[tf.Variable, int]:
+        """The array that it is a part of, and where in it its first element lies."""
+        return self.array, self.start
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def assign(self, value: Any) -> "PackedSlot":
+        value = tf.cast(keras.ops.convert_to_tensor(value), self.dtype)
+        if not self.shape.is_compatible_with(value.shape):
+            raise ValueError(
+                f"`{self.path}` must be given a value of its shape {tuple(self.shape)}. "
+                f"Received: shape {tuple(value.shape)}"
+            )
+        super().assign(tf.ensure_shape(value, self.shape))  # if it was not known before
+        return self
+
+    def assign_add(self, value: Any) -> "PackedSlot":
+        return self.assign(self.value + tf.cast(value, self.dtype))
+
+    def assign_sub(self, value: Any) -> "PackedSlot":
+        return self.assign(self.value - tf.cast(value, self.dtype))
+
+    def numpy(self) -> np.ndarray:
+        return self.value.numpy()
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.asarray(self.numpy(), dtype)
+
+    def __repr__(self) -> str:
+        return f"<PackedSlot path={self.path}, shape={tuple(self.shape)}, dtype={self.dtype}>"
+
+    # Checkpoints and SavedModels treat it as the variable that it stands for, so that they do not
+    # know which variables were packed.
+
+    _should_act_as_resource_variable = True
+
+    @property
+    def _shared_name(self) -> str:
+        return self.name
+
+    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
+        return {"VARIABLE_VALUE": self.value}
+
+    def _restore_from_tensors(self, restored: dict[str, tf.Tensor]) -> None:
+        self.assign(restored["VARIABLE_VALUE"])
+
+    def _copy_trackable_to_cpu(self, object_map: Any) -> None:
+        if self not in object_map:
+            with tf.init_scope(), tf.device("CPU:0"):
+                object_map[self] = self._variable()
+        object_map[self].assign(self.value)
+
+    def _export_to_saved_model_graph(
+        self, object_map: Any, tensor_map: Any, options: Any, **more: Any
+    ) -> list[Any]:
+        with tf.init_scope():
+            variable = self._variable()
+        resources = variable._export_to_saved_model_graph(object_map, tensor_map, options, **more)
+        object_map[self] = object_map[variable]
+        return resources
+
+    def _write_object_proto(self, proto: Any, options: Any) -> None:
+        with tf.init_scope():
+            self._variable()._write_object_proto(proto, options)
+
+    def _variable(self) -> tf.Variable:
+        """A variable of the same shape."""
+        return tf.Variable(tf.zeros(self.shape, self.dtype), trainable=False, name=self.name)
+
+
+def _operator(name: str) -> Any:
+    function = getattr(operator, name, None)
+
+    def apply(self: PackedSlot, *others: Any) -> Any:
+        return function(self.value, *others) if function else getattr(self.value, name)(*others)
+
+    return apply
+
+
+for _name in (
+    *("__add__", "__sub__", "__mul__", "__truediv__", "__floordiv__", "__mod__", "__pow__"),
+    *("__radd__", "__rsub__", "__rmul__", "__rtruediv__", "__rfloordiv__", "__rmod__", "__rpow__"),
+    *("__matmul__", "__rmatmul__", "__neg__", "__abs__", "__getitem__", "__len__", "__iter__"),
+    *("__lt__", "__le__", "__gt__", "__ge__", "__float__", "__int__", "__bool__", "__index__"),
+):
+    setattr(PackedSlot, _name, _operator(_name))

@@ -1,0 +1,175 @@
+"""Row gradients: the gradient of an Embedding names some rows of a table, each perhaps repeatedly.
+
+TensorFlow hands them out as tf.IndexedSlices. The gradient of a row is the sum of its pieces, and
+only the sum may be clipped or squared: keras.optimizers.Adam up to 3.15 squares the pieces. Other
+backends have dense gradients, or sparse tensors, which are made dense.
+"""
+
+from typing import Any, TypeAlias, TypeGuard
+
+import keras
+from keras import ops
+
+Tensor: TypeAlias = Any  # of the backend
+
+if keras.config.backend() == "tensorflow":
+    import tensorflow as tf
+
+    def is_rows(gradient: Any) -> TypeGuard[Any]:
+        """Whether it is the gradient of some rows."""
+        return isinstance(gradient, tf.IndexedSlices)
+
+    def values_of(gradient: Tensor) -> Tensor:
+        """The numbers of a gradient: all of a dense one, the rows of a row gradient."""
+        return gradient.values if is_rows(gradient) else gradient
+
+    def with_values(gradient: Tensor, values: Tensor) -> Tensor:
+        """A gradient of the same rows, or a dense one, with other numbers."""
+        if not is_rows(gradient):
+            return values
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+
+    def coalesce(gradient: Tensor) -> Tensor:
+        """The same gradient, in which no row is repeated.
+
+        It has as many rows as there were pieces, because XLA compiles for fixed shapes. What is
+        left over is padding: zeros, with an index of -1. Half precision is summed in float32: in
+        bfloat16, 256 + 1 is 256.
+        """
+        _, targets = tf.unique(gradient.indices)
+        pieces = tf.size(targets)
+        is_half = gradient.values.dtype in (tf.float16, tf.bfloat16)
+        values = tf.cast(gradient.values, tf.float32) if is_half else gradient.values
+        return tf.IndexedSlices(
+            tf.math.unsorted_segment_sum(values, targets, pieces),
+            # Of an empty segment the largest index is the smallest integer there is.
+            tf.maximum(tf.math.unsorted_segment_max(gradient.indices, targets, pieces), -1),
+            gradient.dense_shape,
+        )
+
+    def with_padding(gradient: Tensor) -> Tensor:
+        """The same gradient and one row of padding: where TensorFlow takes none without rows."""
+        shape = tf.concat([[1], tf.shape(gradient.values)[1:]], 0)
+        row = tf.zeros(shape, gradient.values.dtype)
+        indices = tf.concat([gradient.indices, [-1]], 0)
+        return tf.IndexedSlices(tf.concat([gradient.values, row], 0), indices, gradient.dense_shape)
+
+    def replace_padding(gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Replaces padding (index < 0) by copies of a real row: writing a row twice with the same
+        numbers is harmless.
+
+        Returns:
+            The gradient, and a boolean scalar: False if there is no real row at all, in which case
+            nothing may change.
+        """
+        indices = gradient.indices
+        # One more index, so that there is a largest one where a batch names no row.
+        a_real_row = tf.argmax(tf.concat([indices, [-1]], 0), output_type=tf.int32)
+        source = tf.where(indices < 0, a_real_row, tf.range(tf.size(indices)))
+        indices = tf.gather(indices, source)
+        any_row = tf.reduce_any(indices >= 0)
+        values = tf.gather(gradient.values, source)
+        return tf.IndexedSlices(values, tf.maximum(indices, 0), gradient.dense_shape), any_row
+
+    def dense(gradient: Tensor) -> Tensor:
+        """The gradient of the whole table, which is zero in every other row."""
+        if not is_rows(gradient):
+            return gradient
+        return tf.cast(tf.convert_to_tensor(coalesce(gradient)), gradient.dtype)
+
+    def gather(variable: Any, indices: Tensor) -> Tensor:
+        """Rows of a variable, without a copy of all of it."""
+        return tf.gather(_native(variable), indices)
+
+    def scatter(variable: Any, values: Tensor, indices: Tensor) -> None:
+        """Overwrites rows of a variable."""
+        native = _native(variable)
+        native.scatter_update(tf.IndexedSlices(tf.cast(values, native.dtype), indices))
+        # From now on TensorFlow would copy all of the variable whenever it is read as a whole, as
+        # Keras's Embedding does in every step, in case rows are written meanwhile. Without that,
+        # writing rows copies it if, and only if, somebody still holds what was read before.
+        if hasattr(native, "handle") and not tf.__internal__.get_enclosing_xla_context():
+            tf.raw_ops.DisableCopyOnRead(resource=native.handle)
+
+    def _native(variable: Any) -> Any:
+        return variable.value if isinstance(variable, keras.Variable) else variable
+
+    def with_shape(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The gradient, whose shape is checked when the step runs if it is not known before."""
+        if gradient.shape.is_fully_defined():
+            return gradient
+        return tf.ensure_shape(gradient, shape)
+
+    def checked(gradient: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
+        """The gradient, if its rows can be those of a table of this shape; else a ValueError
+        that begins with `what`. Which rows they are is known in eager mode alone.
+        """
+        if not is_rows(gradient):
+            return gradient
+        dense_shape = shape if gradient.dense_shape is None else gradient.dense_shape
+        parts = (gradient.values, gradient.indices, dense_shape)  # they may be lists
+        gradient = tf.IndexedSlices(*map(tf.convert_to_tensor, parts))
+        values, indices = gradient.values.shape, gradient.indices
+        table = tf.get_static_value(gradient.dense_shape)
+        if table is not None and tuple(table) != shape:
+            raise ValueError(
+                f"{what} be of rows of a table of its shape {shape}. "
+                f"Received: rows of {tuple(table.tolist())}"
+            )
+        if not values[1:].is_compatible_with(shape[1:]):
+            raise ValueError(
+                f"{what} be of rows of shape {shape[1:]}. Received: {tuple(values[1:])}"
+            )
+        if not indices.dtype.is_integer:
+            raise ValueError(f"{what} name rows by integers. Received: {indices.dtype.name}")
+        if not indices.shape.is_compatible_with(values[:1]):
+            raise ValueError(
+                f"{what} name one index a row. Received: {indices.shape[0]} for {values[0]} rows"
+            )
+        if tf.executing_eagerly():
+            outside = tf.boolean_mask(indices, (indices < 0) | (indices >= shape[0]))
+            if len(outside):
+                raise ValueError(
+                    f"{what} name rows in [0, {shape[0]}). Received: {int(outside[0])}"
+                )
+        return gradient
+
+else:
+
+    def is_rows(gradient: Any) -> TypeGuard[Any]:
+        return False
+
+    def values_of(gradient: Tensor) -> Tensor:
+        return gradient
+
+    def with_values(gradient: Tensor, values: Tensor) -> Tensor:
+        return values
+
+    def dense(gradient: Tensor) -> Tensor:
+        """The dense gradient; repeated rows of a sparse one are summed."""
+        if keras.config.backend() == "torch" and getattr(gradient, "is_sparse", False):
+            return gradient.to_dense()
+        return ops.convert_to_tensor(gradient, sparse=False)
+
+    def with_shape(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Shapes are always known here."""
+        return gradient
+
+    def checked(gradient: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
+        """Sparse tensors of these backends carry their shape, which is checked like any other."""
+        return gradient
+
+    def coalesce(gradient: Tensor) -> Tensor:
+        raise NotImplementedError("Gradients are dense on this backend")
+
+    def with_padding(gradient: Tensor) -> Tensor:
+        raise NotImplementedError("Gradients are dense on this backend")
+
+    def replace_padding(gradient: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("Gradients are dense on this backend")
+
+    def gather(variable: Any, indices: Tensor) -> Tensor:
+        raise NotImplementedError("Gradients are dense on this backend")
+
+    def scatter(variable: Any, values: Tensor, indices: Tensor) -> None:
+        raise NotImplementedError("Gradients are dense on this backend")

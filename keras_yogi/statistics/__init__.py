@@ -1,0 +1,1 @@
+"""What an optimizer does, in figures that follow from its slots alone."""

@@ -1,0 +1,91 @@
+"""Steps that are taken only if there is a batch, or only if every gradient is finite."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_yogi import row_gradients
+
+Tensor = Any
+Gradients = Sequence[Tensor | None]
+
+if keras.config.backend() == "tensorflow":
+    import tensorflow as tf
+
+    def after_a_batch(gradients: Gradients) -> contextlib.AbstractContextManager[None]:
+        """What is made in this context waits for a gradient, and so for a batch.
+
+        When a dataset of unknown size ends, a training step fails for want of a batch. In a graph,
+        what does not need the batch has run by then: weight decay, averages, the step's number. The
+        last gradient is waited for, because backpropagation begins with the last layer.
+        """
+        values = [row_gradients.values_of(g) for g in gradients if g is not None]
+        return tf.control_dependencies([] if tf.executing_eagerly() else values[-1:])
+
+    def apply_if_finite(
+        gradients: Gradients,
+        apply: Callable[[Gradients], None],
+        skipped_steps: keras.Variable,
+        state: Sequence[keras.Variable],
+    ) -> None:
+        """Calls `apply(gradients)` if every gradient on every replica is finite, else counts the
+        step in `skipped_steps`. `state` lists the other variables that `apply` may change.
+        """
+
+        def apply_or_skip(finite: Tensor, apply_finite: Callable[[], None]) -> None:
+            def skip() -> None:
+                skipped_steps.assign_add(1)
+
+            tf.cond(finite, apply_finite, skip)
+
+        if tf.__internal__.distribute.strategy_supports_no_merge_call():
+            apply_or_skip(_all_finite(gradients), lambda: apply(gradients))
+            return
+
+        # A replica may not branch around the merge_call inside `apply`: the branch is taken once,
+        # for all replicas, on a count of faulty replicas that they have summed among themselves.
+        replica_context = tf.distribute.get_replica_context()
+        faulty = tf.cast(tf.logical_not(_all_finite(gradients)), "float32")
+        faulty_replicas = replica_context.all_reduce(tf.distribute.ReduceOp.SUM, faulty)
+
+        def for_all_replicas(
+            strategy: tf.distribute.Strategy, faulty_replicas: Tensor, gradients: Gradients
+        ) -> None:
+            apply_or_skip(
+                tf.equal(strategy.experimental_local_results(faulty_replicas)[0], 0.0),
+                lambda: strategy.extended.call_for_each_replica(apply, args=(gradients,)),
+            )
+
+        replica_context.merge_call(for_all_replicas, args=(faulty_replicas, gradients))
+
+else:
+
+    def after_a_batch(gradients: Gradients) -> contextlib.AbstractContextManager[None]:
+        """Other backends ask for a batch before they begin a step."""
+        return contextlib.nullcontext()
+
+    def apply_if_finite(
+        gradients: Gradients,
+        apply: Callable[[Gradients], None],
+        skipped_steps: keras.Variable,
+        state: Sequence[keras.Variable],
+    ) -> None:
+        """Calls `apply(gradients)`, then undoes it where a gradient was not finite and counts
+        the step in `skipped_steps`: JAX traces both branches of a condition, so that side effects
+        in a branch would leak out of it. `state` lists the other variables that `apply` changes.
+        """
+        finite = _all_finite(gradients)
+        before = [ops.copy(variable.value) for variable in state]
+        apply(gradients)
+        for variable, old in zip(state, before, strict=True):
+            variable.assign(ops.where(finite, variable.value, old))
+        skipped_steps.assign_add(ops.cast(ops.logical_not(finite), skipped_steps.dtype))
+
+
+def _all_finite(gradients: Gradients) -> Tensor:
+    """A boolean scalar: no gradient has a NaN or an infinity."""
+    values = [row_gradients.values_of(g) for g in gradients if g is not None]
+    return ops.all(ops.stack([ops.all(ops.isfinite(v)) for v in values]))

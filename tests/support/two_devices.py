@@ -1,0 +1,76 @@
+"""Variables on a device that is not the first: run in a process of its own by `test_ordinary_uses`,
+because TensorFlow must not have started when the CPU is divided into two logical devices.
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_yogi
+from support.backend import tf_mode
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+OPTIMIZERS = [keras_yogi.Adam, keras_yogi.Yogi]
+every_optimizer = pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
+every_engine = pytest.mark.parametrize("fused", ["auto", False])
+in_eager_and_graph = pytest.mark.parametrize("mode", ["eager", "graph"])
+
+
+def placed(shapes, devices):
+    """Variables of these shapes, on these devices in turn."""
+    variables = []
+    for i, shape in enumerate(shapes):
+        with tf.device(devices[i % len(devices)]):
+            variables.append(keras.Variable(np.ones(shape, "float32")))
+    return variables
+
+
+@in_eager_and_graph
+@every_engine
+@every_optimizer
+@pytest.mark.parametrize("devices", [["CPU:1"], ["CPU:0", "CPU:1"]], ids=["one", "both"])
+@pytest.mark.parametrize(
+    "shapes",
+    [[(3, 2), (5,), ()], [(70_000,)], [(40_000,)] * 4, [(3,), (70_000,)]],
+    ids=["small", "large", "several", "small and large"],
+)
+def test_steps_are_those_of_the_first_device(shapes, devices, optimizer_class, fused, mode):
+    def run(devices):
+        variables = placed(shapes, devices)
+        optimizer = optimizer_class(0.0625, fused=fused)
+        optimizer.build(variables)
+        step = tf_mode(mode)(lambda: optimizer.apply([tf.ones(s) for s in shapes], variables))
+        step()
+        step()
+        return [np.array(v.numpy()) for v in [*variables, *optimizer.variables]]
+
+    for a, b in zip(run(devices), run(["CPU:0"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@in_eager_and_graph
+@every_engine
+@every_optimizer
+@pytest.mark.parametrize("sparse_update", ["exact", "lazy"])
+@pytest.mark.parametrize("rows", [9, 40_000], ids=["small", "large"])
+def test_a_table_beside_variables_of_the_first_device(
+    rows, sparse_update, optimizer_class, fused, mode
+):
+    """As a large Embedding on the host of a GPU has it."""
+    (table,) = placed([(rows, 4)], ["CPU:1"])
+    (bias,) = placed([(3,)], ["CPU:0"])
+    optimizer = optimizer_class(0.0625, fused=fused, sparse_update=sparse_update)
+    optimizer.build([table, bias])
+
+    def step():
+        named = tf.ones((2, 4)), tf.constant([1, 3]), tf.constant([rows, 4])
+        optimizer.apply([tf.IndexedSlices(*named), tf.ones(3)], [table, bias])
+
+    tf_mode(mode)(step)()
+    moved = np.flatnonzero((table.numpy() != 1.0).any(axis=1))
+    np.testing.assert_array_equal(moved, [1, 3])
+    assert np.all(bias.numpy() < 1.0)
