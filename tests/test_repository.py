@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "checks.py": ["row_gradients"],
     "rules.py": ["checks"],
     "row_gradients.py": ["rules", "checks"],
-    "nonfinite.py": ["row_gradients", "rules", "checks"],
+    "step_conditions.py": ["row_gradients", "rules", "checks"],
     "engines/": ["rules", "row_gradients", "checks", "engines"],
 }
 
