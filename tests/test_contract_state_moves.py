@@ -75,8 +75,7 @@ def test_set_weights_moves_the_state(first, second, options):
 
 
 @pytest.mark.parametrize("ours", BOTH)
-def test_a_warm_start_is_in_the_configuration_and_not_in_the_state(ours, tmp_path):
-    """What is loaded neither makes an optimizer warm nor ends a warm start."""
+def test_bias_correction_is_in_the_configuration_and_not_in_the_state(ours):
     corrections = ("momentum", "both")
     for source in [filled(ours(bias_correction=c), seed=1) for c in corrections]:
         for correction in corrections:
@@ -93,7 +92,7 @@ def test_a_warm_start_is_in_the_configuration_and_not_in_the_state(ours, tmp_pat
             assert ours.from_config(end.get_config()).bias_correction == correction
 
 
-def test_keras_adam_takes_a_warm_started_state():
+def test_keras_adam_takes_a_state_of_another_bias_correction():
     """It has as many variables as Keras's own."""
     source = filled(keras_yogi.Adam(bias_correction="momentum"), seed=1)
     end = filled(keras.optimizers.Adam(), seed=2)

@@ -8,11 +8,23 @@ import tensorflow as tf
 
 from keras_yogi.rules import AdaptiveRule
 
+Compiler = Callable[[Callable[..., Any], AdaptiveRule], Callable[..., Any]]
 
-@functools.lru_cache(maxsize=64)
-def compiled_update(function: Callable[..., Any], rule: AdaptiveRule) -> Callable[..., Any]:
-    """`function` with `rule` as its first argument, compiled for each set of shapes it is given."""
-    return tf.function(functools.partial(function, rule), autograph=False, jit_compile=True)
+
+def compiler() -> Compiler:
+    """Makes compiled functions, and keeps those of the last rules.
+
+    What it returns takes a function and a rule, and gives the function with the rule as its first
+    argument, compiled for each set of shapes that it is called with. One of these for each
+    optimizer: TensorFlow's functions refer to the variables that they were first called with, and
+    fail when these are gone.
+    """
+
+    @functools.lru_cache(maxsize=8)
+    def compiled(function: Callable[..., Any], rule: AdaptiveRule) -> Callable[..., Any]:
+        return tf.function(functools.partial(function, rule), autograph=False, jit_compile=True)
+
+    return compiled
 
 
 def is_compiled_here() -> bool:

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from keras_yogi import row_gradients
 from keras_yogi.engines.base import Group, Limits, Scalars, update_rows, update_variable
-from keras_yogi.engines.compiled import compiled_update, is_compiled_here
+from keras_yogi.engines.compiled import Compiler, is_compiled_here
 from keras_yogi.rules import AdaptiveRule, StepScalars
 
 ALIGNMENT = 16
@@ -71,7 +71,11 @@ class PackedGroup(Group):
     """
 
     def __init__(
-        self, variables: Mapping[int, Any], initial_values: Mapping[str, float], limits: Limits
+        self,
+        variables: Mapping[int, Any],
+        initial_values: Mapping[str, float],
+        limits: Limits,
+        compiled: Compiler,
     ) -> None:
         """Takes native variables by index, and makes the arrays."""
         # Full rows first, so that they stay aligned.
@@ -82,6 +86,7 @@ class PackedGroup(Group):
         self.starts = dict(zip(order, itertools.accumulate(self.sizes, initial=0), strict=False))
         # Never odd: XLA on the CPU makes loops over an odd length that take twice as long.
         self.padding = sum(self.sizes) % 2
+        self._compiled = compiled
         self._compile = limits.compile and sum(self.sizes) >= limits.compile_from
         first = variables[order[0]]
         self.dtype, self.slot_names = first.dtype, list(initial_values)
@@ -149,7 +154,7 @@ class PackedGroup(Group):
         if len(gradients) < len(variables):
             repeats = [*self.sizes, self.padding]
             mask = tf.repeat([*(i in gradients for i in variables), False], repeats)
-        update = compiled_update if self._compile and is_compiled_here() else _uncompiled
+        update = self._compiled if self._compile and is_compiled_here() else _uncompiled
         flat = update(update_arrays, rule)(flat_gradient, flat_weights, mask, arrays, scalars)
         for (index, variable), part in zip(variables.items(), self._split(flat), strict=True):
             if index in gradients:

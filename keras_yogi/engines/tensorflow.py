@@ -22,7 +22,7 @@ from keras_yogi.engines.base import (
     new_rows,
     update_rows,
 )
-from keras_yogi.engines.compiled import compiled_update, is_compiled_here
+from keras_yogi.engines.compiled import Compiler, compiler, is_compiled_here
 from keras_yogi.engines.packed import PackedGroup
 from keras_yogi.rules import AdaptiveRule, StepScalars
 
@@ -63,10 +63,10 @@ def packed_groups(
         if is_full_precision(native(variable))
         and native(variable).shape.num_elements() <= limits.pack_up_to
     }
-    groups = {}
+    groups, compiled = {}, compiler()
     for indices in chunks(small, limits.array_up_to):
         if len(indices) > 1:
-            group = PackedGroup({i: small[i] for i in indices}, initial_values, limits)
+            group = PackedGroup({i: small[i] for i in indices}, initial_values, limits, compiled)
             groups.update(dict.fromkeys(indices, group))
     return groups
 
@@ -87,6 +87,16 @@ def chunks(variables: Mapping[int, tf.Variable], size: int) -> Iterable[list[int
 
 class CompiledGroup(Group):
     """Large variables of one dtype on one device, updated in place by one compiled call."""
+
+    def __init__(
+        self,
+        variables: Mapping[int, tf.Variable],
+        slots: Mapping[int, Sequence[tf.Variable]],
+        lazy_rows: bool,
+        compiled: Compiler,
+    ) -> None:
+        super().__init__(variables, slots, lazy_rows)
+        self._compiled = compiled
 
     def update(
         self,
@@ -122,7 +132,7 @@ class CompiledGroup(Group):
         self, rule: AdaptiveRule, scalars: Scalars, members: Sequence[Any]
     ) -> None:
         dtype = members[0][1].dtype.name
-        compiled_update(update_in_place, rule)(members, scalars[dtype])
+        self._compiled(update_in_place, rule)(members, scalars[dtype])
 
 
 def update_in_place(
@@ -304,21 +314,17 @@ def fused_engine(group: Group, packs: Mapping[int, PackedGroup], limits: Limits)
     full = {i: v for i, v in variables.items() if limits.compile and is_full_precision(v)}
     # By shape, so that the same program serves many of a model's calls.
     by_shape = dict(sorted(full.items(), key=lambda item: tuple(item[1].shape)))
-    compiled = [
-        CompiledGroup(
-            {i: full[i] for i in indices},
-            {i: [native(slot) for slot in group.slots[i]] for i in indices},
-            group.lazy_rows,
-        )
-        for indices in chunks(by_shape, limits.call_up_to)
-    ]
+    large, compiled = [], compiler()
+    for indices in chunks(by_shape, limits.call_up_to):
+        slots = {i: [native(slot) for slot in group.slots[i]] for i in indices}
+        large.append(CompiledGroup({i: full[i] for i in indices}, slots, group.lazy_rows, compiled))
     rest = Group(
         {i: v for i, v in variables.items() if i not in full}, group.slots, group.lazy_rows
     )
     for pack in packs.values():
         pack.lazy_rows = group.lazy_rows
     # dict.fromkeys: each group once, in order
-    groups = [*dict.fromkeys(packs.values()), *compiled, *single_groups(rest)]
+    groups = [*dict.fromkeys(packs.values()), *large, *single_groups(rest)]
     return engine_of(groups, FusedEngine)
 
 

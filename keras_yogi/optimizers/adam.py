@@ -39,14 +39,14 @@ class Adam(AdaptiveOptimizer):
             its dense twin; every row moves in every step. "lazy": rows that the batch does not
             name keep their weights and slots, so that a step costs what the batch's rows cost.
             Defaults to "exact".
-        fused: "auto": update many variables in few operations where that is possible (TensorFlow,
-            no tf.distribute strategy); True: do, or say why not; False: one variable after
+        fused: "auto": update many variables in few operations where that is possible (on
+            TensorFlow, tf.distribute included); True: do, or say why not; False: one variable after
             another, which is the specification. `optimizer.engine` tells which it is. Defaults to
             "auto".
         skip_nonfinite: a step with a NaN or an infinity in any gradient changes nothing and is
             counted in `skipped_steps`. Defaults to False: they reach the weights, as in Keras.
-        bias_correction: which moments are corrected for their start: "both"; "momentum": v̂ = v, as
-            after `keras_yogi.warm_start`; "none": m̂ = m and v̂ = v. Defaults to "both".
+        bias_correction: which moments are corrected for their start: "both"; "momentum": v̂ = v;
+            "none": m̂ = m and v̂ = v. Defaults to "both".
         **keras_arguments: Keras's own: `weight_decay` (≥ 0 or None), `clipnorm`, `clipvalue`,
             `global_clipnorm` (> 0 or None, one of the three), `use_ema`, `ema_momentum` (in
             [0, 1]), `ema_overwrite_frequency` (≥ 1 or None), `loss_scale_factor` (> 0 or None),

@@ -507,7 +507,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         kept = list(self._rule.initial_values)
         kept += ["average"] if self.use_ema else []
         kept += ["gradient_accumulator"] if self.gradient_accumulation_steps else []
-        return f"{', '.join(kept)}; bias_correction={self._rule.bias_correction}"
+        return ", ".join(kept)
 
 
 def _fields(optimizer: AdaptiveOptimizer) -> tuple[str, ...]:

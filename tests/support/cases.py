@@ -70,6 +70,10 @@ CASES = {
         ("amsgrad", keras_yogi.Adam, {**ADAM, "amsgrad": True}),
         ("adam, no momentum", keras_yogi.Adam, dict(beta_1=0.0, beta_2=0.9)),
         ("adam, no memory", keras_yogi.Adam, dict(beta_1=0.5, beta_2=0.0, epsilon=1e-2)),
+        *(
+            (f"adam, correction of {which}", keras_yogi.Adam, {**ADAM, "bias_correction": which})
+            for which in ("momentum", "none")
+        ),
         ("yogi", keras_yogi.Yogi, YOGI),
         ("yogi, from zero", keras_yogi.Yogi, {**YOGI, "initial_accumulator_value": 0.0}),
         (
@@ -86,6 +90,10 @@ CASES = {
             "yogi, tanh",
             keras_yogi.Yogi,
             {**YOGI, "activation": "tanh", "initial_accumulator_value": 0.0},
+        ),
+        *(
+            (f"yogi, correction of {which}", keras_yogi.Yogi, {**YOGI, "bias_correction": which})
+            for which in ("momentum", "none")
         ),
         (
             "yogi, proximal",

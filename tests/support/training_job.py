@@ -28,17 +28,12 @@ from support.processes import HANG
 Callbacks = Sequence[keras.callbacks.Callback]
 
 # The optimizers, and how their trainings begin.
-WARM = {"bias_correction": "momentum"}  # what `warm_start` makes of it, for a state that is loaded
-TRAININGS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
-    "adam": lambda **start: keras_yogi.Adam(0.02, clipnorm=1.0, **start),
-    "warm amsgrad": lambda **start: keras_yogi.Adam(
-        0.02, amsgrad=True, fused=False, weight_decay=0.01, **start
-    ),
-    "yogi": lambda **start: CASES["yogi, proximal"].optimizer(0.02, **start),
-    "warm yogi": lambda **start: CASES["yogi, proximal"].optimizer(0.02, **start),
-    "warm yogi, scaled loss": lambda **start: keras.optimizers.LossScaleOptimizer(
-        keras_yogi.Yogi(0.02, **start)
-    ),
+TRAININGS: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
+    "adam": lambda: keras_yogi.Adam(0.02, clipnorm=1.0),
+    "warm amsgrad": lambda: keras_yogi.Adam(0.02, amsgrad=True, fused=False, weight_decay=0.01),
+    "yogi": lambda: CASES["yogi, proximal"].optimizer(0.02),
+    "warm yogi": lambda: CASES["yogi, proximal"].optimizer(0.02),
+    "warm yogi, scaled loss": lambda: keras.optimizers.LossScaleOptimizer(keras_yogi.Yogi(0.02)),
 }
 
 
@@ -51,14 +46,6 @@ def model_of(training: str, **options: bool) -> keras.Model:
     layers = [keras.layers.Dense(7, activation="tanh"), last]
     model = keras.Sequential([keras.Input((5,)), *layers])
     model.compile(TRAININGS[training](), loss="mse", **options)
-    return model
-
-
-def model_to_load_into(training: str) -> keras.Model:
-    """A warm start is in the optimizer's configuration, not in the state."""
-    model = model_of(training)
-    if training.startswith("warm"):
-        model.compile(TRAININGS[training](**WARM), loss="mse")
     return model
 
 
@@ -107,7 +94,7 @@ def continue_every_way(training: str, folder: Path) -> Iterator[tuple[str, keras
     fit_sine(model, first_epoch=EPOCHS)
     yield ".keras file", model
 
-    model = model_to_load_into(training)
+    model = model_of(training)
     status = checkpoint(model).read(str(folder / "checkpoint"))
     fit_sine(model, first_epoch=EPOCHS)
     status.assert_consumed()
