@@ -162,10 +162,8 @@ def train_with_backups(folder: Path, signs: int) -> None:
     (Keras restores the epoch alone: which batch is next has to follow from the optimizer.)
     """
     put_right(folder / "backup")
-    if (folder / "backup" / "latest.weights.h5").exists():
-        model = model_to_load_into("warm yogi")
-    else:
-        model = model_of("warm yogi")
+    model = model_of("yogi")
+    if not (folder / "backup" / "latest.weights.h5").exists():
         keras_yogi.warm_start(model, *sine())
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
