@@ -55,7 +55,7 @@ def shape_of(name, bad):
 
 
 # What JAX and PyTorch have no dtype for, Keras refuses before it is known whose gradient it is.
-NO_DTYPE = "" if ON_TENSORFLOW else "|[Ii]nvalid dtype|[Dd]type .* not a valid"
+NO_DTYPE = "" if ON_TENSORFLOW else "|[Ii]nvalid dtype|[Dd]type .* not a valid|as a JAX value"
 
 
 def dtype_of(bad):
@@ -63,6 +63,7 @@ def dtype_of(bad):
     return Bad(
         lambda o, v: o.apply(good(bias=np.array(bad)), v),
         rf"gradient of `bias` .*floating.* Received: .*{name}" + NO_DTYPE * (name == "str"),
+        (ValueError, TypeError) if NO_DTYPE and name == "str" else ValueError,
     )
 
 

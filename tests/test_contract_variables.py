@@ -52,10 +52,14 @@ def test_constraints(case, mode):
 @pytest.mark.parametrize(
     ("mode", "arguments"),
     [
-        ("eager", {"gradient_accumulation_steps": 2}),
-        (COMPILED, {"gradient_accumulation_steps": 2}),
         ("eager", {"weight_decay": 0.25}),
         (COMPILED, {}),
+        # On JAX Keras keeps the sum of a variable that has no gradient when the others' are used.
+        *(
+            (mode, {"gradient_accumulation_steps": 2})
+            for mode in ("eager", COMPILED)
+            if BACKEND != "jax"
+        ),
     ],
     ids=str,
 )

@@ -60,8 +60,8 @@ def is_of(name, *modules):
 MAY_IMPORT = {
     "checks.py": ["row_gradients"],
     "rules.py": ["checks"],
-    "row_gradients.py": ["checks"],
-    "nonfinite.py": ["row_gradients", "checks"],
+    "row_gradients.py": ["rules", "checks"],
+    "step_conditions.py": ["row_gradients", "rules", "checks"],
     "engines/": ["rules", "row_gradients", "checks", "engines"],
 }
 

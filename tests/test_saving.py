@@ -117,17 +117,6 @@ def test_slots_are_tf_variables_in_keras_order():
         assert all(isinstance(v.value, tf.Variable) for v in ours.variables)
 
 
-@tensorflow_only
-def test_fused_of_a_config_is_a_wish_where_the_engine_cannot_serve():
-    """Or else such a file would not load there. What the constructor is given is an order."""
-    config = keras_yogi.Adam(fused=True).get_config()
-    assert keras_yogi.Adam.from_config(config).fused is True
-    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
-        assert keras_yogi.Adam.from_config(config).fused == "auto"
-        with pytest.raises(ValueError, match="`fused` must be"):
-            keras_yogi.Adam(fused=True).build([keras.Variable(1.0)])
-
-
 @every_saved
 def test_get_slot(saved):
     model = trained_model(make(saved))

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from support.backend import array
+
 # Slots are float32: a figure is a dozen operations on them, of 6e-8 each, and sums are in float64.
 ROUNDING = 2e-6
 
@@ -112,7 +114,8 @@ def _quantiles(values, fractions):
 
 
 def _float64(tensor):
-    return np.array(keras.ops.cast(tensor, "float64"))
+    """By NumPy: JAX has none unless it is told to."""
+    return array(tensor).astype("float64")
 
 
 def assert_figures(report, optimizer, variables, rounding=ROUNDING):
