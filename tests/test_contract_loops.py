@@ -238,7 +238,7 @@ def growth(step, steps):
     return np.diff(counts, axis=0).min(axis=0) / (steps // 5)
 
 
-@pytest.mark.parametrize(("in_a_graph", "steps"), [(False, 250), (True, 500)][: 1 + ON_TENSORFLOW])
+@pytest.mark.parametrize(("in_a_graph", "steps"), [(False, 1000), (True, 500)][: 1 + ON_TENSORFLOW])
 @plain_case
 def test_many_steps_leak_nothing(case, in_a_graph, steps):
     _, step = small_step(case, compiled if in_a_graph else lambda f: f)

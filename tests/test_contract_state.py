@@ -61,8 +61,8 @@ def test_training_goes_on_in_a_new_process_bit_for_bit(folder, training, way):
 @tensorflow_only
 def test_a_warm_start_shows_in_the_end(folder):
     """Or else the comparison above would not see one that is lost on the way."""
-    warm, plain = (jobs.load_state(folder / c / "here.npz")[0] for c in ("warm yogi", "yogi"))
-    assert np.abs(warm - plain).max() > 1e-3
+    ends = [jobs.load_state(folder / c / "here.npz") for c in ("warm yogi", "yogi")]
+    assert max(np.abs(warm - plain).max() for warm, plain in zip(*ends, strict=True)) > 1e-3
 
 
 # A state that does not fit is refused as Keras refuses it, and never half loaded.

@@ -102,7 +102,7 @@ def test_a_step_that_fails_leaves_nothing_behind_for_the_next(optimizer_class, m
         if fail:
             optimizer.learning_rate = 100.0
             with monkeypatch.context() as context:
-                context.setattr(optimizer, "update_step", lambda *values: 1 / 0)
+                context.setattr(type(optimizer.rule), "update", lambda *values: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
                     optimizer.apply(gradients)
             optimizer.learning_rate = 0.5

@@ -196,6 +196,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         optimizer = cls(**{name: config[name] for name in config.keys() & taken})
         # What the constructor of a subclass calls otherwise, or does not take.
         for name in config.keys() - taken:
+            if not hasattr(optimizer, name):
+                raise checks.reject(name, f"an argument of {cls.__name__}", config[name])
             setattr(optimizer, name, config[name])
         return optimizer
 
