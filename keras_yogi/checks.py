@@ -114,18 +114,29 @@ def learning_rate(value: Any) -> Any:
     return non_negative("learning_rate", value)
 
 
-_KERAS_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "weight_decay": non_negative,
-    "clipnorm": positive,
-    "clipvalue": positive,
-    "global_clipnorm": positive,
+def text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise reject(name, "a string or None", value)
+    return value
+
+
+def _or_none(check: Callable[..., Any], **options: Any) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value, **options)
+
+
+KERAS_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "weight_decay": _or_none(non_negative),
+    "clipnorm": _or_none(positive),
+    "clipvalue": _or_none(positive),
+    "global_clipnorm": _or_none(positive),
     "use_ema": boolean,
     "ema_momentum": lambda name, value: number(name, value, "in [0, 1]", lambda x: 0 <= x <= 1),
-    "ema_overwrite_frequency": lambda name, value: integer(name, value, at_least=1),
-    "loss_scale_factor": positive,
-    "gradient_accumulation_steps": lambda name, value: integer(name, value, at_least=2),
+    "ema_overwrite_frequency": _or_none(integer, at_least=1),
+    "loss_scale_factor": _or_none(positive),
+    "gradient_accumulation_steps": _or_none(integer, at_least=2),
+    "name": _or_none(text),
 }
-_MAY_BE_NONE = set(_KERAS_CHECKS) - {"use_ema", "ema_momentum"}
+"""Of each of Keras's own arguments."""
 
 
 def keras_arguments(owner: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,12 +152,7 @@ def keras_arguments(owner: type, arguments: Mapping[str, Any]) -> dict[str, Any]
                 f"`{name}` must be an argument of {owner.__name__}, which takes: "
                 f"{', '.join(known)}.{hint} Received: {name}={value!r}"
             )
-        if name == "name":
-            if value is not None and not isinstance(value, str):
-                raise reject(name, "a string or None", value)
-        elif value is not None or name not in _MAY_BE_NONE:
-            value = _KERAS_CHECKS[name](name, value)
-        checked[name] = value
+        checked[name] = KERAS_CHECKS[name](name, value)
     return checked
 
 

@@ -158,18 +158,3 @@ else:
     def checked(gradient: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
         """Sparse tensors of these backends carry their shape, which is checked like any other."""
         return gradient
-
-    def coalesce(gradient: Tensor) -> Tensor:
-        raise NotImplementedError("Gradients are dense on this backend")
-
-    def with_padding(gradient: Tensor) -> Tensor:
-        raise NotImplementedError("Gradients are dense on this backend")
-
-    def replace_padding(gradient: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("Gradients are dense on this backend")
-
-    def gather(variable: Any, indices: Tensor) -> Tensor:
-        raise NotImplementedError("Gradients are dense on this backend")
-
-    def scatter(variable: Any, values: Tensor, indices: Tensor) -> None:
-        raise NotImplementedError("Gradients are dense on this backend")

@@ -30,9 +30,12 @@ _OPTIONS = {
     "fused": lambda name, value: value if value == "auto" else checks.boolean(name, value),
     "skip_nonfinite": checks.boolean,
 }
-"""How an optimizer works, with the check of each. They are settled when it is built."""
+"""How an optimizer works, with the check of each."""
 
-_SETTLED_BY_KERAS = ("use_ema", "gradient_accumulation_steps")
+_SETTLED = {*_OPTIONS, "use_ema", "gradient_accumulation_steps"}
+"""What decides on what is built, and cannot be changed later."""
+
+_CHECKS = {**_OPTIONS, **checks.KERAS_CHECKS}
 
 
 class AdaptiveOptimizer(keras.optimizers.Optimizer):
@@ -115,12 +118,10 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             if built and rule.initial_values != self._rule.initial_values:
                 raise _settled(name, value)
             name, value = "_rule", rule
-        elif name in _OPTIONS:
-            value = _OPTIONS[name](name, value)
-            if built and value != getattr(self, name):
+        elif name in _CHECKS:
+            value = _CHECKS[name](name, value)
+            if built and name in _SETTLED and value != getattr(self, name):
                 raise _settled(name, value)
-        elif built and name in _SETTLED_BY_KERAS and value != getattr(self, name):
-            raise _settled(name, value)
         super().__setattr__(name, value)
 
     def _set_learning_rate(self, learning_rate: Any) -> None:

@@ -1,5 +1,6 @@
 """Trainings under a tf.distribute strategy: a loop of one's own, `fit`, and files."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,7 +116,12 @@ def trajectories(
         strategy.run(on_replica, args=(row,))
 
     def on_replicas(variable: keras.Variable) -> list[Any]:
-        return [v.numpy().tolist() for v in strategy.experimental_local_results(variable.value)]
+        if not hasattr(variable, "location"):
+            return [v.numpy().tolist() for v in strategy.experimental_local_results(variable.value)]
+        array, start = variable.location  # which it shares with others
+        end = start + math.prod(variable.shape)
+        copies = [v.numpy()[start:end] for v in strategy.experimental_local_results(array)]
+        return [copy.reshape(variable.shape).tolist() for copy in copies]
 
     def slot(variable: keras.Variable, name: str) -> keras.Variable:
         """That of Keras's own optimizers too, which they know by its path alone."""
