@@ -293,7 +293,7 @@ def test_tensorboard(frequency, tmp_path):
 
 
 def test_diagnose():
-    model = sine_model(CASES["adam, epsilon_hat"].optimizer(**OPTIONS["schedule"]))
+    model = sine_model(CASES["adam, epsilon_hat"].optimizer(**OPTIONS["clipvalue"]))
     fit_sine(model)
     report = keras_yogi.diagnose(model.optimizer)
     assert report.step == int(array(model.optimizer.iterations.value)) == 8

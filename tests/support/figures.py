@@ -1,14 +1,20 @@
 """The figures of an optimizer, recomputed by hand from its slots in float64."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
+from keras_yogi.rules import YogiRule
 from support.backend import array
+from support.reference import Reference
 
 # Slots are float32: a figure is a dozen operations on them, of 6e-8 each, and sums are in float64.
 ROUNDING = 2e-6
 
+REFERENCE_FIELDS = {field.name for field in dataclasses.fields(Reference)}
 FIGURES = (
     "weight_norm",
     "momentum_norm",
@@ -66,26 +72,25 @@ def by_hand(optimizer, variables, learning_rate=None):
 
 def _columns(optimizer, variable, learning_rate):
     """What is known of each weight of a variable."""
-    t, rule = max(int(optimizer.iterations.numpy()), 1), optimizer.rule
-    w = _float64(variable)
+    rule = optimizer.rule
+    w = _float64(variable.value)
     slots = [_float64(optimizer.get_slot(variable, name)) for name in optimizer.slots()]
     m, v, last = slots[0], slots[1], slots[-1]
-    correction_1 = 1.0 if rule.bias_correction == "none" else 1 - rule.beta_1**t
-    correction_2 = 1 - rule.beta_2**t if rule.bias_correction == "both" else 1.0
-    eta = learning_rate or float(optimizer.learning_rate.numpy())
+    fields = {k: value for k, value in dataclasses.asdict(rule).items() if k in REFERENCE_FIELDS}
+    reference = Reference(
+        w,
+        "yogi" if isinstance(rule, YogiRule) else "adam",
+        learning_rate or float(array(ops.convert_to_tensor(optimizer.learning_rate))),
+        step=max(int(array(optimizer.iterations.value)), 1),
+        **fields,
+    )
+    # Of a rule of one's own too: the root is taken of the last slot.
+    reference.slots = {"momentum": m, "velocity": last, "velocity_hat": last}
+    correction_1, correction_2 = reference.corrections()
+    rate = reference.learning_rate_per_weight() * correction_1
     root = np.sqrt(last / correction_2)
-    if rule.epsilon_hat:
-        rate = eta * np.sqrt(correction_2) / (np.sqrt(last) + rule.epsilon)
-        below = np.sqrt(last) < rule.epsilon
-    else:
-        rate, below = eta / (root + rule.epsilon), root < rule.epsilon
-    update = -rate * m / correction_1
-    l1 = getattr(rule, "l1_regularization_strength", 0.0)
-    l2 = getattr(rule, "l2_regularization_strength", 0.0)
-    if l1 or l2:
-        moved, per_weight = w + update, rate / correction_1
-        moved = np.sign(moved) * np.maximum(np.abs(moved) - per_weight * l1, 0)
-        update = moved / (1 + per_weight * l2) - w
+    below = (np.sqrt(last) if rule.epsilon_hat else root) < rule.epsilon
+    update = reference.descended() - w
     # The initial values as the slots' dtype holds them.
     initial = [
         _float64(keras.ops.convert_to_tensor(np.array(value), variable.dtype))

@@ -31,8 +31,8 @@ Callbacks = Sequence[keras.callbacks.Callback]
 TRAININGS: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
     "adam": lambda: keras_yogi.Adam(0.02, clipnorm=1.0),
     "warm amsgrad": lambda: keras_yogi.Adam(0.02, amsgrad=True, fused=False, weight_decay=0.01),
-    "yogi": lambda: CASES["yogi, proximal"].optimizer(0.02),
-    "warm yogi": lambda: CASES["yogi, proximal"].optimizer(0.02),
+    "yogi": lambda: CASES["yogi"].optimizer(0.02, l2_regularization_strength=1e-3),
+    "warm yogi": lambda: CASES["yogi"].optimizer(0.02, l2_regularization_strength=1e-3),
     "warm yogi, scaled loss": lambda: keras.optimizers.LossScaleOptimizer(keras_yogi.Yogi(0.02)),
 }
 
