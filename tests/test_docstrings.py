@@ -55,6 +55,8 @@ def documented_arguments(doc):
 
 
 def arguments_of(member):
+    if inspect.isclass(member):  # which may have a `__new__` as well
+        member = member.__init__
     signature = inspect.signature(getattr(member, "__func__", member))
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     return [

@@ -136,7 +136,11 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
 
     # Keras's own getter: torch.compile cannot follow one that calls super().
-    learning_rate = keras.optimizers.Optimizer.learning_rate.setter(_set_learning_rate)
+    learning_rate = property(
+        keras.optimizers.Optimizer.learning_rate.fget,
+        _set_learning_rate,
+        doc="η: Keras's variable, or what the schedule or the callable gives now.",
+    )
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
