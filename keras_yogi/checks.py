@@ -229,8 +229,9 @@ def _gradient(gradient: Any, variable: Any) -> Any:
 def same_shapes(variables: Sequence[Any], values: Sequence[Any]) -> None:
     """Every value has its variable's shape, so that all of them can be stored."""
     for variable, value in zip(variables, values, strict=True):
-        if tuple(variable.shape) != tuple(ops.shape(value)):
+        shape = tuple(value.shape) if hasattr(value, "shape") else np.shape(value)
+        if tuple(variable.shape) != shape:
             raise ValueError(
                 f"The value of `{path(variable)}` must be of its shape {tuple(variable.shape)}. "
-                f"Received: shape {tuple(ops.shape(value))}"
+                f"Received: shape {shape}"
             )

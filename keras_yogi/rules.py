@@ -179,7 +179,8 @@ class AdamRule(AdaptiveRule):
         self, gradient: Tensor, momentum: Tensor, velocity: Tensor, *others: Tensor
     ) -> Slots:
         velocity = moving_average(velocity, ops.square(gradient), self.beta_2)
-        return (velocity, *(ops.maximum(largest, velocity) for largest in others))
+        # ops.maximum makes float32 of float64 on PyTorch.
+        return (velocity, *(ops.where(old >= velocity, old, velocity) for old in others))
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         super().__setattr__(name, value)
 
     def _set_learning_rate(self, learning_rate: Any) -> None:
-        is_scalar = ops.is_tensor(learning_rate) and tuple(learning_rate.shape) == ()
-        if not is_scalar:
+        is_held = ops.is_tensor(learning_rate) or hasattr(learning_rate, "assign")
+        if not is_held or tuple(learning_rate.shape) != ():
             learning_rate = checks.learning_rate(learning_rate)
         if callable(self._learning_rate) and not callable(learning_rate):
             raise TypeError(
