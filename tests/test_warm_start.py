@@ -180,6 +180,10 @@ def test_a_model_that_fit_has_to_build():
     assert_is_squared(velocities(model), gradients_by_hand(model, x, y))
 
 
+@pytest.mark.skipif(
+    keras.config.backend() == "jax",
+    reason="Keras leaves out all of these batches: keras.optimizers.Adam makes no step either",
+)
 def test_mixed_precision():
     x, y = diabetes()
     with dtype_policy("mixed_float16"):
