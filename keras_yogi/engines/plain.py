@@ -1,0 +1,33 @@
+"""The functions of `tensorflow`, for backends that have no fused engine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_yogi.engines.base import Engine, Group, Limits
+
+
+def check_strategy() -> None:
+    """There are no strategies."""
+
+
+def unsupported_reason() -> str | None:
+    """Why there is no fused engine here."""
+    return f"it is made of TensorFlow, and Keras runs on {keras.config.backend()}"
+
+
+def packed_groups(
+    variables: Mapping[int, Any], initial_values: Mapping[str, float], limits: Limits
+) -> dict[int, Any]:
+    """No slots share arrays."""
+    return {}
+
+
+def unfused_engine(group: Group) -> Engine:
+    """Updates one variable after another."""
+    return Engine([group])
+
+
+def fused_engine(group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
+    raise NotImplementedError(unsupported_reason())
