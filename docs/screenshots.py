@@ -23,7 +23,7 @@ from tensorboard import program
 import keras_yogi
 
 PICTURE = Path(__file__).with_name("tensorboard.png")
-TAGS = "optimizer/(effective.*(median|touched)|signal_to_noise|update_to_weight)"
+TAGS = "optimizer/(effective_lr_(median|max)|signal_to_noise|update_to_weight)"
 SETTINGS = {
     "timeSeriesSettingsPaneOpened": False,
     "timeSeriesCardMinWidth": 480,
