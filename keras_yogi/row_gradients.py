@@ -29,6 +29,16 @@ if keras.config.backend() == "tensorflow":
             return values
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
 
+    class _DivisibleRows(tf.IndexedSlices):
+        def __truediv__(self, divisor: Any) -> Tensor:
+            return with_values(self, self.values / divisor)
+
+    def divisible(gradient: Tensor) -> Tensor:
+        """The same gradient, which Keras may divide by a loss scale: of rows, it could not."""
+        if not is_rows(gradient):
+            return gradient
+        return _DivisibleRows(gradient.values, gradient.indices, gradient.dense_shape)
+
     def coalesce(gradient: Tensor) -> Tensor:
         """The same gradient, in which no row is repeated.
 
@@ -135,6 +145,9 @@ if keras.config.backend() == "tensorflow":
         return gradient
 
 else:
+
+    def divisible(gradient: Tensor) -> Tensor:
+        return gradient
 
     def is_rows(gradient: Any) -> TypeGuard[Any]:
         return False

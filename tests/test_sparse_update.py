@@ -186,6 +186,11 @@ def test_weight_decay_acts_on_every_row():
     np.testing.assert_allclose(after["weights"], before["weights"] * kept, rtol=1e-6)
 
 
+def test_a_loss_scale_leaves_other_rows_alone():
+    before, after = run_by_row(loss_scale_factor=8.0)
+    np.testing.assert_array_equal(after["weights"], before["weights"])
+
+
 def test_averages_take_in_every_row():
     before, after = last_row("ema, overwriting")
     # two roundings of float32, 6e-8, a step

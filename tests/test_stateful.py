@@ -361,11 +361,12 @@ class OptimizerMachine(RuleBasedStateMachine):
         for side in self.sides:
             side.optimizer.iterations.assign(10**6)
             self.in_threads(side, plans, tensors, in_graphs)
-            side.optimizer.iterations.assign_sub(10**6 - calls)
         for plan, batches in zip(plans, tensors, strict=True):
             for batch in batches:
                 self.expect(plan, batch)
         self.reference.calls -= 10**6 - calls
+        for side in self.sides:  # Keras adds 1 by reading and writing: a count may be lost
+            side.optimizer.iterations.assign(self.reference.calls)
 
     def in_threads(self, side, plans, tensors, in_graphs):
         errors = []

@@ -380,22 +380,24 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         grads = [self._coalesced(g, v) for g, v in zip(grads, variables, strict=True)]
         if not self.skip_nonfinite or all(g is None for g in grads):
             with step_conditions.after_a_batch(grads):
-                super().apply(grads, variables)
+                self._apply(grads, variables)
             return
         everything = (*self.trained_variables, *self.variables)
         step_conditions.apply_if_finite(
             grads,
-            lambda grads: super(AdaptiveOptimizer, self).apply(grads, variables),
+            lambda grads: self._apply(grads, variables),
             self._skipped_steps,
             state=[v for v in everything if v is not self._skipped_steps],
         )
+
+    def _apply(self, grads: Sequence[Tensor | None], variables: Sequence[Any]) -> None:
+        super().apply([row_gradients.divisible(g) for g in grads], variables)
 
     def _coalesced(self, gradient: Tensor | None, variable: Any) -> Tensor | None:
         """Each row once; all rows, where Keras computes with the gradient as a whole."""
         if not row_gradients.is_rows(gradient):
             return gradient
-        whole = self.gradient_accumulation_steps or self.loss_scale_factor
-        if whole or not _has_slots(variable):
+        if self.gradient_accumulation_steps or not _has_slots(variable):
             return row_gradients.dense(gradient)
         return row_gradients.coalesce(gradient)
 

@@ -81,7 +81,7 @@ def _columns(optimizer, variable, learning_rate):
         w,
         "yogi" if isinstance(rule, YogiRule) else "adam",
         learning_rate or float(array(ops.convert_to_tensor(optimizer.learning_rate))),
-        step=max(int(array(optimizer.iterations.value)), 1),
+        step=max(int(array(optimizer.iterations)), 1),
         **fields,
     )
     # Of a rule of one's own too: the root is taken of the last slot.
