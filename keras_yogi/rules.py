@@ -9,7 +9,7 @@ of one shape and dtype.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from keras import ops
 
@@ -26,6 +26,26 @@ class StepScalars(NamedTuple):
     step: Tensor  # t
     correction_1: Tensor  # 1 − β₁ᵗ, or 1 where the momentum is not corrected
     correction_2: Tensor  # 1 − β₂ᵗ, or 1 where the velocity is not corrected
+
+
+class Rule(Protocol):
+    """What an engine carries out: hashable, and pure."""
+
+    def __hash__(self) -> int:
+        """Rules are the keys of compiled updates."""
+
+    @property
+    def initial_values(self) -> Mapping[str, float]:
+        """The slots' names, "momentum" and "velocity" first, and what each holds at first."""
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether what `update` adds to a weight depends on the weight."""
+
+    def update(
+        self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
+    ) -> tuple[Tensor, Slots]:
+        """New weights and new slots."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +252,33 @@ class YogiRule(AdaptiveRule):
             return weights
         l1, l2 = self.l1_regularization_strength, self.l2_regularization_strength
         return proximal(weights, rate, l1, l2)
+
+
+@dataclass(frozen=True)
+class DecayRule:
+    """Weight decay as a rule of its own, before another's: w ← w − η λ w.
+
+    Attributes:
+        rule: the other, whose slots stay.
+        weight_decay: λ ≥ 0.
+    """
+
+    rule: AdaptiveRule
+    weight_decay: float
+
+    @property
+    def initial_values(self) -> Mapping[str, float]:
+        return self.rule.initial_values
+
+    @property
+    def reads_weights(self) -> bool:
+        return True
+
+    def update(
+        self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
+    ) -> tuple[Tensor, Slots]:
+        """New weights, and the slots as they are."""
+        return weights - weights * self.weight_decay * scalars.learning_rate, slots
 
 
 def moving_average(average: Tensor, value: Tensor, beta: float) -> Tensor:

@@ -6,14 +6,14 @@ imported on that backend alone.
 
 import keras
 
-from keras_yogi.engines.base import Engine, Group, Limits, compute_dtype
+from keras_yogi.engines.base import Engine, Group, Limits
 
 __all__ = [
     "Engine",
     "Group",
     "Limits",
     "check_strategy",
-    "compute_dtype",
+    "colocated_with",
     "fused_engine",
     "packed_groups",
     "unfused_engine",
@@ -23,6 +23,7 @@ __all__ = [
 if keras.config.backend() == "tensorflow":
     from keras_yogi.engines.tensorflow import (
         check_strategy,
+        colocated_with,
         fused_engine,
         packed_groups,
         unfused_engine,
@@ -31,6 +32,7 @@ if keras.config.backend() == "tensorflow":
 else:
     from keras_yogi.engines.plain import (
         check_strategy,
+        colocated_with,
         fused_engine,
         packed_groups,
         unfused_engine,

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 from keras import ops
 
-from keras_yogi import row_gradients
-from keras_yogi.rules import AdaptiveRule, StepScalars
+from keras_yogi import half_precision, row_gradients
+from keras_yogi.half_precision import compute_dtype
+from keras_yogi.rules import Rule, StepScalars
 
 Tensor = Any
 Scalars = Mapping[str, StepScalars]
@@ -38,23 +38,13 @@ class Limits:
     compile: bool = True
 
 
-def compute_dtype(dtype: Any) -> str:
-    """What variables of this dtype are updated in.
-
-    Half precision holds neither 1 − β₂ = 0.001 next to 1 nor ε = 1e-8: compute in float32, and
-    round once when storing. float64 stays float64.
-    """
-    name = keras.backend.standardize_dtype(dtype)
-    return "float32" if name in ("float16", "bfloat16") else name
-
-
 class Group:
     """Some model variables and their slots, updated one after another.
 
     Attributes:
         variables: the model variables, by their index in the list that the optimizer was built
             with.
-        slots: of each variable, in the rule's order.
+        slots: of each variable, in the rule's order; last, of one in half precision, its residual.
     """
 
     def __init__(
@@ -73,7 +63,7 @@ class Group:
         """Variables that hold the slots of several model variables."""
         return ()
 
-    def step(self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
+    def step(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
         """Updates once the variables that have a gradient.
 
         Args:
@@ -85,7 +75,7 @@ class Group:
 
     def update(
         self,
-        rule: AdaptiveRule,
+        rule: Rule,
         scalars: Scalars,
         gradients: Mapping[int, Tensor],
         variables: Mapping[int, Any],
@@ -100,19 +90,41 @@ class Group:
                 update_variable(rule, scalars, gradient, variables[index], slots[index])
 
 
+def updated(
+    rule: Rule, scalars: Scalars, gradient: Tensor, values: Sequence[Tensor]
+) -> list[Tensor]:
+    """New values of a variable and its slots, each in its own dtype.
+
+    Args:
+        rule: the update.
+        scalars: of this step.
+        gradient: of the variable's shape, in any floating dtype.
+        values: of the variable and of its slots in the rule's order; last, if it keeps one, the
+            residual of half precision.
+    """
+    last_slot = 1 + len(rule.initial_values)
+    variable, slots, residual = values[0], values[1:last_slot], values[last_slot:]
+    dtype = compute_dtype(variable.dtype)
+    gradient, *slots = (ops.cast(x, dtype) for x in (gradient, *slots))
+    weights = half_precision.join(variable, *residual) if residual else ops.cast(variable, dtype)
+    weights, slots = rule.update(gradient, weights, tuple(slots), scalars[dtype])
+    stored = half_precision.split(weights, variable.dtype) if residual else (weights,)
+    new = (stored[0], *slots, *stored[1:])
+    return [ops.cast(x, old.dtype) for x, old in zip(new, values, strict=True)]
+
+
 def update_variable(
-    rule: AdaptiveRule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
+    rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
 ) -> None:
     """Updates a variable and its slots by a dense gradient."""
-    dtype = compute_dtype(variable.dtype)
-    gradient, weights, *old = (ops.cast(x, dtype) for x in (gradient, variable, *slots))
-    weights, new = rule.update(gradient, weights, tuple(old), scalars[dtype])
-    for storage, value in zip((variable, *slots), (weights, *new), strict=True):
-        storage.assign(ops.cast(value, storage.dtype))
+    storages = (variable, *slots)
+    old = [ops.convert_to_tensor(storage) for storage in storages]
+    for storage, value in zip(storages, updated(rule, scalars, gradient, old), strict=True):
+        storage.assign(value)
 
 
 def update_rows(
-    rule: AdaptiveRule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
+    rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
 ) -> None:
     """Updates the rows of a table, and of its slots, that have a gradient."""
     indices, rows = new_rows(rule, scalars, gradient, variable, slots)
@@ -121,17 +133,12 @@ def update_rows(
 
 
 def new_rows(
-    rule: AdaptiveRule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
+    rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
 ) -> tuple[Tensor, list[Tensor]]:
     """What `update_rows` stores: row indices, and for the table and each slot the new rows."""
-    dtype = compute_dtype(variable.dtype)
     gradient, any_row = row_gradients.replace_padding(gradient)
-    storages = (variable, *slots)
-    old = [ops.cast(row_gradients.gather(each, gradient.indices), dtype) for each in storages]
-    weights, values = rule.update(
-        ops.cast(gradient.values, dtype), old[0], tuple(old[1:]), scalars[dtype]
-    )
-    pairs = zip((weights, *values), old, strict=True)
+    old = [row_gradients.gather(each, gradient.indices) for each in (variable, *slots)]
+    pairs = zip(updated(rule, scalars, gradient.values, old), old, strict=True)
     return gradient.indices, [ops.where(any_row, new, before) for new, before in pairs]
 
 
@@ -144,12 +151,12 @@ class Engine:
         # What is never trained, such as a counter or a label, may have any dtype.
         self.dtypes = sorted(dtype for dtype in dtypes if "float" in dtype)
 
-    def step(self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
+    def step(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
         """Updates once the variables that have a gradient; arguments as in `Group.step`."""
         self.step_on_this_replica(rule, scalars, gradients)
 
     def step_on_this_replica(
-        self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, Tensor]
+        self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]
     ) -> None:
         """As `step`, where other replicas, if there are any, take the same step by themselves."""
         for group, of_group in self.gradients_by_group(gradients):

@@ -6,9 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_yogi.rules import AdaptiveRule
+from keras_yogi.rules import Rule
 
-Compiler = Callable[[Callable[..., Any], AdaptiveRule], Callable[..., Any]]
+Compiler = Callable[[Callable[..., Any], Rule], Callable[..., Any]]
 
 
 def compiler() -> Compiler:
@@ -21,7 +21,7 @@ def compiler() -> Compiler:
     """
 
     @functools.lru_cache(maxsize=8)
-    def compiled(function: Callable[..., Any], rule: AdaptiveRule) -> Callable[..., Any]:
+    def compiled(function: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
         return tf.function(functools.partial(function, rule), autograph=False, jit_compile=True)
 
     return compiled

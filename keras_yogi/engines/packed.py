@@ -7,7 +7,7 @@ are updated together. Their slots lie side by side:
                          ┌──┬──┬──┬──┬──┬──┐  ┌──┬──┐     ┌──┐
     "momentum" array     │ 0│ 1│ 2│ 3│ 4│ 5│  │ 6│ 7│     │ 8│
                          └──┴──┴──┴──┴──┴──┘  └──┴──┘     └──┘
-    "velocity" array     likewise
+    "velocity" array     likewise, and the "residual" array of half precision
 
 A step joins the gradients in the same order, calls the rule once, and gives each variable its part
 of the result. To everything else (files, checkpoints, `get_slot`) a `PackedSlot` looks like the
@@ -24,12 +24,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_yogi import row_gradients
-from keras_yogi.engines.base import Group, Limits, Scalars, update_rows, update_variable
+from keras_yogi.engines.base import Group, Limits, Scalars, update_rows, update_variable, updated
 from keras_yogi.engines.compiled import Compiler, is_compiled_here
-from keras_yogi.rules import AdaptiveRule, StepScalars
+from keras_yogi.half_precision import compute_dtype, is_half, slot_dtype
+from keras_yogi.rules import Rule
 
-ALIGNMENT = 16
-"""Elements of float32 in 64 bytes. TensorFlow splits an array of such rows without copying it."""
+ALIGNMENT = 64
+"""Bytes. TensorFlow splits an array of rows of this length without copying it."""
 
 
 class ArrayPart:
@@ -67,7 +68,7 @@ class ArrayPart:
 class PackedGroup(Group):
     """Small variables of one dtype on one device, whose slots share one array a slot name.
 
-    Its `slots` are the arrays, in the rule's order.
+    Its `slots` are the arrays, in the rule's order, and last that of the residuals, if any.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class PackedGroup(Group):
         limits: Limits,
         compiled: Compiler,
     ) -> None:
-        """Takes native variables by index, and makes the arrays."""
+        """Takes native variables by index, and makes the arrays: one for each initial value."""
+        self.dtype = next(iter(variables.values())).dtype
         # Full rows first, so that they stay aligned.
-        order = sorted(variables, key=lambda i: -alignment(variables[i].shape.num_elements()))
+        order = sorted(variables, key=lambda i: -self._row_length(variables[i].shape))
         super().__init__({index: variables[index] for index in order}, {}, lazy_rows=False)
         self.shapes = [variables[index].shape for index in order]
         self.sizes = [shape.num_elements() for shape in self.shapes]
@@ -89,17 +91,22 @@ class PackedGroup(Group):
         self._compiled = compiled
         self._compile = limits.compile and sum(self.sizes) >= limits.compile_from
         first = variables[order[0]]
-        self.dtype, self.slot_names = first.dtype, list(initial_values)
+        self.slot_names = list(initial_values)
         length = sum(self.sizes) + self.padding
         with tf.init_scope(), tf.distribute.get_strategy().extended.colocate_vars_with(first):
             self.slots = [
                 tf.Variable(
-                    tf.fill([length], tf.constant(initial, self.dtype)),
+                    tf.fill([length], tf.constant(initial, slot_dtype(name, self.dtype))),
                     trainable=False,
                     name=f"packed_{name}",
                 )
                 for name, initial in initial_values.items()
             ]
+
+    def _row_length(self, shape: tf.TensorShape) -> int:
+        """Elements in a row that is split without copying it, if the shape fills such rows."""
+        row = ALIGNMENT // self.dtype.size
+        return row if shape.num_elements() % row == 0 else 1
 
     @property
     def shared_arrays(self) -> Sequence[tf.Variable]:
@@ -112,7 +119,7 @@ class PackedGroup(Group):
 
     def update(
         self,
-        rule: AdaptiveRule,
+        rule: Rule,
         scalars: Scalars,
         gradients: Mapping[int, tf.Tensor],
         variables: Mapping[int, tf.Variable],
@@ -127,7 +134,7 @@ class PackedGroup(Group):
                 dense[index] = row_gradients.dense(gradient)
         present = sum(variables[index].shape.num_elements() for index in dense)
         if 2 * present >= sum(self.sizes):
-            self._update_together(rule, scalars[self.dtype.name], dense, variables, slots)
+            self._update_together(rule, scalars, dense, variables, slots)
         else:  # not worth going through whole arrays
             for index, gradient in dense.items():
                 parts = self._parts(index, slots)
@@ -139,17 +146,20 @@ class PackedGroup(Group):
 
     def _update_together(
         self,
-        rule: AdaptiveRule,
-        scalars: StepScalars,
+        rule: Rule,
+        scalars: Scalars,
         gradients: Mapping[int, tf.Tensor],
         variables: Mapping[int, tf.Variable],
         arrays: Sequence[tf.Variable],
     ) -> None:
+        same = all(gradient.dtype == self.dtype for gradient in gradients.values())
+        dtype = self.dtype if same else tf.as_dtype(compute_dtype(self.dtype))
         sizes = zip(variables, self.sizes, strict=True)
         flat_gradient = self._join(
-            [gradients[i] if i in gradients else tf.zeros([size]) for i, size in sizes]
+            [gradients[i] if i in gradients else tf.zeros([size]) for i, size in sizes], dtype
         )
-        flat_weights = self._join(list(variables.values())) if rule.reads_weights else None
+        replaces = rule.reads_weights or is_half(self.dtype)
+        flat_weights = self._join(list(variables.values()), self.dtype) if replaces else None
         mask = None
         if len(gradients) < len(variables):
             repeats = [*self.sizes, self.padding]
@@ -158,19 +168,19 @@ class PackedGroup(Group):
         flat = update(update_arrays, rule)(flat_gradient, flat_weights, mask, arrays, scalars)
         for (index, variable), part in zip(variables.items(), self._split(flat), strict=True):
             if index in gradients:
-                variable.assign(part) if rule.reads_weights else variable.assign_add(part)
+                variable.assign(part) if replaces else variable.assign_add(part)
 
-    def _join(self, tensors: Sequence[Any]) -> tf.Tensor:
+    def _join(self, tensors: Sequence[Any], dtype: tf.DType) -> tf.Tensor:
         """What belongs to the variables, end to end as in the arrays."""
-        parts = [tf.reshape(tf.cast(tensor, self.dtype), [-1]) for tensor in tensors]
-        return tf.concat([*parts, *[tf.zeros([1], self.dtype)] * self.padding], 0)
+        parts = [tf.reshape(tf.cast(tensor, dtype), [-1]) for tensor in tensors]
+        return tf.concat([*parts, *[tf.zeros([1], dtype)] * self.padding], 0)
 
     def _split(self, joined: tf.Tensor) -> list[tf.Tensor]:
         """What belongs to each variable, in its shape: the reverse of `_join`."""
         parts: list[tf.Tensor] = []
         start = 0
-        for width, sizes in itertools.groupby(self.sizes, key=alignment):
-            lengths = [size // width for size in sizes]
+        for width, shapes in itertools.groupby(self.shapes, key=self._row_length):
+            lengths = [shape.num_elements() // width for shape in shapes]
             end = start + width * sum(lengths)
             rows = tf.reshape(joined[start:end], [-1, width] if width > 1 else [-1])
             parts += tf.split(rows, lengths)
@@ -179,32 +189,28 @@ class PackedGroup(Group):
 
 
 def update_arrays(
-    rule: AdaptiveRule,
+    rule: Rule,
     gradient: tf.Tensor,
     weights: tf.Tensor | None,
     mask: tf.Tensor | None,
     arrays: Sequence[tf.Variable],
-    scalars: StepScalars,
+    scalars: Scalars,
 ) -> tf.Tensor:
     """Updates arrays of slots, where the mask says so.
 
     Returns:
         The new weights, or, if no weights are given, what is to be added to them.
     """
-    old = tuple(map(tf.convert_to_tensor, arrays))
+    old = [tf.convert_to_tensor(array) for array in arrays]
     weights = tf.zeros_like(gradient) if weights is None else weights
-    weights, new = rule.update(gradient, weights, old, scalars)
+    weights, *new = updated(rule, scalars, gradient, [weights, *old])
     for array, value, before in zip(arrays, new, old, strict=True):
         array.assign(value if mask is None else tf.where(mask, value, before))
     return weights
 
 
-def _uncompiled(function: Any, rule: AdaptiveRule) -> Any:
+def _uncompiled(function: Any, rule: Rule) -> Any:
     return lambda *arguments: function(rule, *arguments)
-
-
-def alignment(elements: int) -> int:
-    return ALIGNMENT if elements % ALIGNMENT == 0 else 1
 
 
 class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):

@@ -1,5 +1,6 @@
 """The functions of `tensorflow`, for backends that have no fused engine."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +18,15 @@ def unsupported_reason() -> str | None:
     return f"it is made of TensorFlow, and Keras runs on {keras.config.backend()}"
 
 
+def colocated_with(variable: Any) -> contextlib.AbstractContextManager[None]:
+    """A layout says where variables lie."""
+    return contextlib.nullcontext()
+
+
 def packed_groups(
-    variables: Mapping[int, Any], initial_values: Mapping[str, float], limits: Limits
+    variables: Mapping[int, Any],
+    initial_values: Mapping[int, Mapping[str, float]],
+    limits: Limits,
 ) -> dict[int, Any]:
     """No slots share arrays."""
     return {}

@@ -5,6 +5,7 @@ XLA, several in a call. (TensorFlow's own ResourceApplyAdam is one loop and a li
 variables, but less right: in float32 it computes 1 − 0.999, off by 1.3e-5.)
 """
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,10 +22,11 @@ from keras_yogi.engines.base import (
     Scalars,
     new_rows,
     update_rows,
+    update_variable,
 )
 from keras_yogi.engines.compiled import Compiler, compiler, is_compiled_here
 from keras_yogi.engines.packed import PackedGroup
-from keras_yogi.rules import AdaptiveRule, StepScalars
+from keras_yogi.rules import Rule
 
 EAGER_GRAPHS = 16
 """Sets of gradients for which an eager loop gets a graph of the whole step."""
@@ -48,25 +50,38 @@ def native(variable: Any) -> tf.Variable:
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
-def is_full_precision(variable: tf.Variable) -> bool:
-    """Half precision is computed in another dtype than it is stored in."""
-    return variable.dtype in (tf.float32, tf.float64)
+def colocated_with(variable: Any) -> contextlib.AbstractContextManager[None]:
+    """Variables that are made in this context lie where another one lies."""
+    return tf.distribute.get_strategy().extended.colocate_vars_with(native(variable))
+
+
+def is_float(variable: tf.Variable) -> bool:
+    """Others are never trained, such as a counter or a label."""
+    return bool(variable.dtype.is_floating)
 
 
 def packed_groups(
-    variables: Mapping[int, Any], initial_values: Mapping[str, float], limits: Limits
+    variables: Mapping[int, Any],
+    initial_values: Mapping[int, Mapping[str, float]],
+    limits: Limits,
 ) -> dict[int, PackedGroup]:
-    """For each small variable that shares arrays with others, by index: its group."""
+    """For each small variable that shares arrays with others, by index: its group.
+
+    Args:
+        variables: by index.
+        initial_values: of the slots of each, by name; the same for all of one dtype.
+        limits: sizes.
+    """
     small = {
         index: native(variable)
         for index, variable in variables.items()
-        if is_full_precision(native(variable))
-        and native(variable).shape.num_elements() <= limits.pack_up_to
+        if is_float(native(variable)) and native(variable).shape.num_elements() <= limits.pack_up_to
     }
     groups, compiled = {}, compiler()
     for indices in chunks(small, limits.array_up_to):
         if len(indices) > 1:
-            group = PackedGroup({i: small[i] for i in indices}, initial_values, limits, compiled)
+            members = {i: small[i] for i in indices}
+            group = PackedGroup(members, initial_values[indices[0]], limits, compiled)
             groups.update(dict.fromkeys(indices, group))
     return groups
 
@@ -100,7 +115,7 @@ class CompiledGroup(Group):
 
     def update(
         self,
-        rule: AdaptiveRule,
+        rule: Rule,
         scalars: Scalars,
         gradients: Mapping[int, tf.Tensor],
         variables: Mapping[int, tf.Variable],
@@ -113,7 +128,6 @@ class CompiledGroup(Group):
         for index, gradient in gradients.items():
             variable, own_slots = variables[index], slots[index]
             if not row_gradients.is_rows(gradient):
-                gradient = tf.cast(gradient, variable.dtype)
                 dense.append((gradient, variable, own_slots))
             elif self.lazy_rows:
                 update_rows(rule, scalars, gradient, variable, own_slots)
@@ -128,33 +142,24 @@ class CompiledGroup(Group):
         if dense:
             self._update_in_place(rule, scalars, dense)
 
-    def _update_in_place(
-        self, rule: AdaptiveRule, scalars: Scalars, members: Sequence[Any]
-    ) -> None:
-        dtype = members[0][1].dtype.name
-        self._compiled(update_in_place, rule)(members, scalars[dtype])
+    def _update_in_place(self, rule: Rule, scalars: Scalars, members: Sequence[Any]) -> None:
+        self._compiled(update_in_place, rule)(members, scalars)
 
 
 def update_in_place(
-    rule: AdaptiveRule,
+    rule: Rule,
     members: Sequence[tuple[tf.Tensor, tf.Variable, Sequence[tf.Variable]]],
-    scalars: StepScalars,
+    scalars: Scalars,
 ) -> None:
     """Updates variables by their gradients (or a scalar, for every weight) and slots."""
     for gradient, variable, slots in members:
-        weights, *old = map(tf.convert_to_tensor, (variable, *slots))
-        gradient = tf.broadcast_to(gradient, weights.shape)
-        weights, new = rule.update(gradient, weights, tuple(old), scalars)
-        for storage, value in zip((variable, *slots), (weights, *new), strict=True):
-            storage.assign(value)
+        update_variable(rule, scalars, tf.broadcast_to(gradient, variable.shape), variable, slots)
 
 
 class TensorFlowEngine(Engine):
     """Carries out steps on TensorFlow: each group on the device that its variables lie on."""
 
-    def step(
-        self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]
-    ) -> None:
+    def step(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]) -> None:
         if tf.distribute.has_strategy():
             raise ValueError(
                 "The optimizer must be made and built inside the scope of the strategy that it "
@@ -163,7 +168,7 @@ class TensorFlowEngine(Engine):
         super().step(rule, scalars, gradients)
 
     def step_on_this_replica(
-        self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]
+        self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]
     ) -> None:
         for group, of_group in self.gradients_by_group(gradients):
             with tf.device(native(next(iter(group.variables.values()))).device):
@@ -179,9 +184,7 @@ class DistributedEngine(Engine):
         super().__init__(groups)
         self._strategy = strategy
 
-    def step(
-        self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]
-    ) -> None:
+    def step(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]) -> None:
         context = tf.distribute.get_replica_context()
         if context is None:
             raise ValueError(
@@ -202,7 +205,7 @@ class DistributedEngine(Engine):
 
     def _update(
         self,
-        rule: AdaptiveRule,
+        rule: Rule,
         strategy: tf.distribute.Strategy,
         scalars: Scalars,
         gradients: Mapping[int, tf.Tensor],
@@ -217,7 +220,7 @@ class DistributedEngine(Engine):
 
     def _update_on_a_replica(
         self,
-        rule: AdaptiveRule,
+        rule: Rule,
         group: Group,
         first_variable: tf.Variable,
         scalars: Scalars,
@@ -250,9 +253,7 @@ class FusedEngine(TensorFlowEngine):
         super().__init__(groups)
         self._graphs = EagerGraphs()
 
-    def step(
-        self, rule: AdaptiveRule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]
-    ) -> None:
+    def step(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]) -> None:
         step: Callable[..., None] = functools.partial(super().step, rule)
         if tf.executing_eagerly():
             step = self._graphs.find(rule, gradients, step)
@@ -268,12 +269,12 @@ class EagerGraphs:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # threads may share an optimizer
-        self._rule: AdaptiveRule | None = None
+        self._rule: Rule | None = None
         self._seen: set[frozenset[int]] = set()
         self._graphs: dict[frozenset[int], Callable[..., None]] = {}
 
     def find(
-        self, rule: AdaptiveRule, gradients: Iterable[int], step: Callable[..., None]
+        self, rule: Rule, gradients: Iterable[int], step: Callable[..., None]
     ) -> Callable[..., None]:
         """A graph of `step`, or `step` itself: the first time, or if there are graphs enough."""
         key = frozenset(gradients)
@@ -311,15 +312,16 @@ def fused_engine(group: Group, packs: Mapping[int, PackedGroup], limits: Limits)
         limits: sizes.
     """
     variables = {index: native(variable) for index, variable in group.variables.items()}
-    full = {i: v for i, v in variables.items() if limits.compile and is_full_precision(v)}
+    floats = {i: v for i, v in variables.items() if limits.compile and is_float(v)}
     # By shape, so that the same program serves many of a model's calls.
-    by_shape = dict(sorted(full.items(), key=lambda item: tuple(item[1].shape)))
+    by_shape = dict(sorted(floats.items(), key=lambda item: tuple(item[1].shape)))
     large, compiled = [], compiler()
     for indices in chunks(by_shape, limits.call_up_to):
         slots = {i: [native(slot) for slot in group.slots[i]] for i in indices}
-        large.append(CompiledGroup({i: full[i] for i in indices}, slots, group.lazy_rows, compiled))
+        members = {i: floats[i] for i in indices}
+        large.append(CompiledGroup(members, slots, group.lazy_rows, compiled))
     rest = Group(
-        {i: v for i, v in variables.items() if i not in full}, group.slots, group.lazy_rows
+        {i: v for i, v in variables.items() if i not in floats}, group.slots, group.lazy_rows
     )
     for pack in packs.values():
         pack.lazy_rows = group.lazy_rows

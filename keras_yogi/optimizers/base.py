@@ -6,7 +6,9 @@ them, where `update_step` sees one; `_clip_gradients` is overridden so that Kera
 of row gradients; `_trainable_variables` is the list that the optimizer was built with,
 `_get_variable_index` a variable's place in it, `_var_key` what Keras knows a variable by;
 `_track_variable` puts a slot that is not a Keras variable into `optimizer.variables`;
-`_learning_rate` tells a number from a schedule.
+`_learning_rate` tells a number from a schedule; `_apply_weight_decay`,
+`_update_model_variables_moving_average` and `_overwrite_model_variables_with_average_value` compute
+in the variable's dtype, where weights in half precision have to be computed with as a whole.
 """
 
 import dataclasses
@@ -19,21 +21,29 @@ from typing import Any, Unpack
 import keras
 from keras import ops
 
-from keras_yogi import checks, engines, row_gradients, step_conditions
+from keras_yogi import checks, engines, half_precision, row_gradients, step_conditions
 from keras_yogi.checks import KerasArguments
+from keras_yogi.half_precision import RESIDUAL
 from keras_yogi.optimizers import state
-from keras_yogi.rules import AdaptiveRule, StepScalars, Tensor
+from keras_yogi.rules import AdaptiveRule, DecayRule, StepScalars, Tensor
 from keras_yogi.statistics import silent_start
 
 _OPTIONS = {
     "sparse_update": lambda name, value: checks.one_of(name, value, ("exact", "lazy")),
     "fused": lambda name, value: value if value == "auto" else checks.boolean(name, value),
     "skip_nonfinite": checks.boolean,
+    "keep_residual": checks.boolean,
 }
 """How an optimizer works, with the check of each."""
 
 _SETTLED = {*_OPTIONS, "use_ema", "gradient_accumulation_steps"}
 """What decides on what is built, and cannot be changed later."""
+
+_OF_GRADIENTS = (
+    *("clipnorm", "clipvalue", "global_clipnorm"),
+    *("loss_scale_factor", "gradient_accumulation_steps"),
+)
+"""Keras's arguments with which it computes with gradients."""
 
 _CHECKS = {**_OPTIONS, **checks.KERAS_CHECKS}
 
@@ -55,6 +65,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         sparse_update: "exact" or "lazy", see `keras_yogi.Adam`. Defaults to "exact".
         fused: "auto", True or False, see `keras_yogi.Adam`. Defaults to "auto".
         skip_nonfinite: leave out steps whose gradients are not finite. Defaults to False.
+        keep_residual: keep what half precision cannot hold of a weight, see `keras_yogi.Adam`.
+            Defaults to True.
         **keras_arguments: Keras's own, see `keras_yogi.Adam`.
 
     Raises:
@@ -83,6 +95,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         sparse_update: str = "exact",
         fused: bool | str = "auto",
         skip_nonfinite: bool = False,
+        keep_residual: bool = True,
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
         engines.check_strategy()
@@ -93,6 +106,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         self.sparse_update = sparse_update
         self.fused = fused
         self.skip_nonfinite = skip_nonfinite
+        self.keep_residual = keep_residual
         self._rule = rule
         self._engine = engines.Engine([])
         self._is_fused = False
@@ -226,25 +240,31 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         self._is_fused = bool(self.fused) and not reason
         super().build(variables)
         trained = {i: v for i, v in enumerate(variables) if _has_slots(v)}
-        initial_values = self._rule.initial_values
+        initial_values = {i: self._initial_values(v) for i, v in trained.items()}
         packs = {}
         if self._is_fused:
             packs = engines.packed_groups(trained, initial_values, self.engine_limits)
-        slots: dict[str, list[Any]] = {name: [None] * len(variables) for name in initial_values}
+        names = list(self._rule.initial_values)
+        if any(RESIDUAL in values for values in initial_values.values()):
+            names.append(RESIDUAL)
+        slots: dict[str, list[Any]] = {name: [None] * len(variables) for name in names}
         # Keras's own order, so that files and checkpoints move to and from keras.optimizers.Adam.
-        first, others = list(initial_values)[:2], list(initial_values)[2:]
-        for names in (first, *([name] for name in others)):
+        for together in (names[:2], *([name] for name in names[2:])):
             for index, variable in trained.items():
-                for name in names:
-                    slots[name][index] = self._new_slot(packs.get(index), index, variable, name)
+                for name in together:
+                    if name in initial_values[index]:
+                        initial = initial_values[index][name]
+                        slot = self._new_slot(packs.get(index), index, variable, name, initial)
+                        slots[name][index] = slot
         for name, of_all in slots.items():
             setattr(self, _attribute(name), of_all)
+        self._slot_names = tuple(names)
         if self.skip_nonfinite:
             self._skipped_steps = self.add_variable(
                 (), "zeros", "int32", "only_first_replica", name="skipped_steps"
             )
         alone = {index: variable for index, variable in trained.items() if index not in packs}
-        own_slots = {index: [of_all[index] for of_all in slots.values()] for index in alone}
+        own_slots = {i: [slots[name][i] for name in initial_values[i]] for i in alone}
         group = engines.Group(alone, own_slots, lazy_rows=self.sparse_update == "lazy")
         if self._is_fused:
             self._engine = engines.fused_engine(group, packs, self.engine_limits)
@@ -259,15 +279,48 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     def _overrides_update_step(self) -> bool:
         return type(self).update_step is not AdaptiveOptimizer.update_step
 
-    def _new_slot(self, pack: Any, index: int, variable: Any, name: str) -> Any:
-        if pack is None:
-            initial = self._rule.initial_values[name]
-            return self.add_variable_from_reference(variable, name, _constant(initial))
+    def _initial_values(self, variable: Any) -> dict[str, float]:
+        """Of the slots of a variable, by name."""
+        keeps_residual = self.keep_residual and half_precision.is_half(variable.dtype)
+        return {**self._rule.initial_values, **({RESIDUAL: 0} if keeps_residual else {})}
+
+    def _new_slot(self, pack: Any, index: int, variable: Any, name: str, initial: float) -> Any:
         # The names that Keras gives to slots.
         slot_name = f"{checks.path(variable).replace('/', '_').replace(':', '_')}_{name}"
-        slot = pack.slot(index, name, slot_name, f"{self.name}/{slot_name}")
-        self._track_variable(slot)
-        return slot
+        if pack is not None:
+            slot = pack.slot(index, name, slot_name, f"{self.name}/{slot_name}")
+            self._track_variable(slot)
+            return slot
+        if name != RESIDUAL:
+            return self.add_variable_from_reference(variable, name, _constant(initial))
+        with engines.colocated_with(variable):
+            layout = getattr(variable, "_layout", None)
+            return self.add_variable(
+                variable.shape, "zeros", "int16", layout=layout, name=slot_name
+            )
+
+    def add_variable(
+        self,
+        shape: Sequence[int],
+        initializer: Any = "zeros",
+        dtype: Any = None,
+        aggregation: str = "none",
+        layout: Any = None,
+        name: str | None = None,
+    ) -> keras.Variable:
+        """Adds a variable to the optimizer, as Keras does, but none in half precision: a slot, an
+        average or an accumulator of float16 or bfloat16 weights is kept in float32.
+
+        Args:
+            shape: the variable's.
+            initializer: as Keras takes it. Defaults to "zeros".
+            dtype: the variable's; float32 instead of float16 and bfloat16. Defaults to Keras's.
+            aggregation: of replicas' values. Defaults to "none".
+            layout: of `keras.distribution`. Defaults to None.
+            name: the variable's. Defaults to None.
+        """
+        dtype = half_precision.compute_dtype(dtype or keras.config.floatx())
+        return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
 
     @property
     def engine(self) -> str:
@@ -298,35 +351,69 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             raise checks.reject("variable", rule, variable) from None
 
     def slots(self) -> dict[str, list[keras.Variable]]:
-        """The slots' names, and one variable each per model variable, in the rule's order."""
-        return {name: getattr(self, _attribute(name)) for name in self._rule.initial_values}
+        """The slots' names, and a list of one variable per model variable, in the rule's order.
+
+        Model variables in float16 and bfloat16 also have a "residual", as it is stored; where a
+        model variable has no such slot, there is None.
+        """
+        return {name: getattr(self, _attribute(name)) for name in self._slot_names}
 
     def get_slot(self, variable: keras.Variable, name: str) -> Tensor:
         """The value of a slot for one model variable.
 
         Args:
             variable: a model variable that the optimizer was built with.
-            name: "momentum", "velocity", or what else the optimizer keeps.
+            name: "momentum", "velocity", or what else the optimizer keeps. "residual": of a model
+                variable in float16 or bfloat16, what it cannot hold of the weight, so that
+                `cast(variable, "float32") + get_slot(variable, "residual")` is the weight.
 
         Returns:
-            A tensor of the variable's shape and dtype.
+            A tensor of the variable's shape and dtype; float32 for float16 and bfloat16.
 
         Raises:
             ValueError: the optimizer is not built, does not know the variable, or has no such slot.
         """
-        return ops.copy(self._slot(variable, name).value)
+        value = self._slot(variable, name).value
+        if name == RESIDUAL:
+            return half_precision.residual(ops.convert_to_tensor(variable), value)
+        return ops.copy(value)
 
     def set_slot(self, variable: keras.Variable, name: str, value: Tensor) -> None:
         """Overwrites a slot of one model variable; arguments and errors as in `get_slot`.
 
         Args:
             variable: a model variable that the optimizer was built with.
-            name: "momentum", "velocity", or what else the optimizer keeps.
+            name: "momentum", "velocity", or what else the optimizer keeps. Setting "residual" sets
+                the weight to variable + value: both are written.
             value: of the variable's shape.
         """
         slot = self._slot(variable, name)
         checks.same_shapes([slot], [value])
-        slot.assign(value)
+        if name == RESIDUAL:
+            self._set_weights(variable, ops.cast(variable, "float32") + ops.cast(value, "float32"))
+        else:
+            slot.assign(value)
+
+    def _weights(self, variable: Any) -> Tensor:
+        """The value of a model variable; of one in half precision all of it, in float32."""
+        value = ops.convert_to_tensor(variable)
+        slot = self._residual(variable)
+        if slot is not None:
+            return half_precision.join(value, slot.value)
+        return ops.cast(value, half_precision.compute_dtype(variable.dtype))
+
+    def _set_weights(self, variable: Any, weights: Tensor) -> None:
+        """The reverse of `_weights`."""
+        slot = self._residual(variable)
+        if slot is not None:
+            weights, stored = half_precision.split(weights, variable.dtype)
+            slot.assign(stored)
+        variable.assign(ops.cast(weights, variable.dtype))
+
+    def _residual(self, variable: Any) -> Any:
+        """The slot, or None."""
+        residuals = getattr(self, _attribute(RESIDUAL), None)
+        return None if residuals is None else residuals[self.index_of(variable)]
 
     def _slot(self, variable: keras.Variable, name: str) -> keras.Variable:
         if not self.built:
@@ -337,7 +424,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         checks.one_of("name", name, self.slots())
         slot = self.slots()[name][self.index_of(variable)]
         if slot is None:
-            rule = "one that has slots, without `overwrite_with_gradient`"
+            rule = f"one that has the slot {name!r}"
             raise checks.reject("variable", rule, variable)
         return slot
 
@@ -395,8 +482,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     def _coalesced(self, gradient: Tensor | None, variable: Any) -> Tensor | None:
         """Each row once; all rows, where Keras computes with the gradient as a whole."""
+        if gradient is None:
+            return None
         if not row_gradients.is_rows(gradient):
-            return gradient
+            # Keras would compute with it in half precision.
+            changes = any(getattr(self, name) is not None for name in _OF_GRADIENTS)
+            dtype = half_precision.compute_dtype(gradient.dtype)
+            return ops.cast(gradient, dtype) if changes else gradient
         if self.gradient_accumulation_steps or not _has_slots(variable):
             return row_gradients.dense(gradient)
         return row_gradients.coalesce(gradient)
@@ -417,6 +509,38 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             indices = map(self.index_of, trainable_variables)
             gradients = dict(zip(indices, grads, strict=True))
             self._engine.step(self._rule, self._scalars(learning_rate), gradients)
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        """w ← w − w · `weight_decay` · η, of half precision by the engine."""
+        if self.weight_decay is None:
+            return
+        half = [v for v in variables if half_precision.is_half(v.dtype)]
+        others = [v for v in variables if not half_precision.is_half(v.dtype)]
+        if others:
+            super()._apply_weight_decay(others)
+        decayed = [v for v in half if self._use_weight_decay(v)]
+        if decayed:
+            rule = DecayRule(self._rule, self.weight_decay)
+            nothing = {self.index_of(v): ops.zeros(v.shape, "float32") for v in decayed}
+            self._engine.step(rule, self._scalars(self.learning_rate), nothing)
+
+    def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
+        """Keras averages what it is given: the whole weights."""
+        whole = [
+            self._weights(v) if half_precision.is_half(v.dtype) else v for v in trainable_variables
+        ]
+        super()._update_model_variables_moving_average(whole)
+
+    def _overwrite_model_variables_with_average_value(
+        self, trainable_variables: Sequence[Any]
+    ) -> None:
+        if not any(half_precision.is_half(v.dtype) for v in trainable_variables):
+            super()._overwrite_model_variables_with_average_value(trainable_variables)
+            return
+        averages = self._model_variables_moving_average
+        for variable, average in zip(trainable_variables, averages, strict=True):
+            if average is not None:
+                self._set_weights(variable, average.value)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Any) -> None:
         """Updates one variable and its slots. A subclass may override it.

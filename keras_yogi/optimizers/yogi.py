@@ -65,6 +65,10 @@ class Yogi(AdaptiveOptimizer):
             counted in `skipped_steps`. Defaults to False: they reach the weights, as in Keras.
         bias_correction: which moments are corrected for their start: "both"; "momentum": v̂ = v;
             "none": m̂ = m and v̂ = v. Defaults to "both".
+        keep_residual: weights in float16 and bfloat16 are updated in float32, and what they cannot
+            hold is kept beside them in the slot "residual": 12 bytes a weight in all, as in
+            float32 training. False forgets it (10 bytes): changes below half a unit in the last
+            place are then lost. Defaults to True.
         **keras_arguments: Keras's own: `weight_decay` (≥ 0 or None), `clipnorm`, `clipvalue`,
             `global_clipnorm` (> 0 or None, one of the three), `use_ema`, `ema_momentum` (in
             [0, 1]), `ema_overwrite_frequency` (≥ 1 or None), `loss_scale_factor` (> 0 or None),
@@ -99,6 +103,7 @@ class Yogi(AdaptiveOptimizer):
         fused: bool | str = "auto",
         skip_nonfinite: bool = False,
         bias_correction: str = "both",
+        keep_residual: bool = True,
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
         rule = YogiRule(
@@ -118,5 +123,6 @@ class Yogi(AdaptiveOptimizer):
             sparse_update=sparse_update,
             fused=fused,
             skip_nonfinite=skip_nonfinite,
+            keep_residual=keep_residual,
             **keras_arguments,
         )

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_yogi import checks
-from keras_yogi.engines import compute_dtype
+from keras_yogi.half_precision import compute_dtype
 from keras_yogi.rules import AdamRule, AdaptiveRule
 from keras_yogi.statistics.device_read import array_of, number, tensor
 from keras_yogi.statistics.per_weight import SQUARES, RuleFigures, Terms, rule_figures, rule_terms

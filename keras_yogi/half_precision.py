@@ -1,0 +1,154 @@
+"""Weights in float16 and bfloat16, and what these dtypes cannot hold of them.
+
+In bfloat16, 0.5 − 0.001 is 0.5: a weight that keeps nothing else stands still. A weight w of
+float32 is therefore stored in two parts of 16 bits:
+
+    w = variable + residual
+
+The variable is w rounded to half precision, which the model computes with. The residual is a whole
+number of parts of the variable's last binary digit, between −½ and ½ of it, stored as int16:
+
+    residual = ± stored · ulp(variable) / 2¹⁶            (± is the variable's sign)
+
+In bfloat16 these are the low 16 bits of w, and the sum is w to the last bit. In float16 it is w
+down to |w| = 2⁻¹⁷; below, the sum is a multiple of 2⁻⁴⁰.
+
+As the residual is relative to the variable, it never moves a weight that was set from outside by
+more than half a unit in the variable's last place: the variable stays what it was set to.
+
+Everything is computed with integers: a compiler may leave out float32 → bfloat16 → float32, and the
+residual would be zero.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+Tensor = Any
+HALF = ("float16", "bfloat16")
+RESIDUAL = "residual"
+"""The name of the slot."""
+
+if keras.config.backend() == "tensorflow":
+    import tensorflow as tf
+
+    def _bitcast(x: Tensor, dtype: str) -> Tensor:
+        return tf.bitcast(x, dtype)
+
+elif keras.config.backend() == "jax":
+    import jax
+
+    def _bitcast(x: Tensor, dtype: str) -> Tensor:
+        return jax.lax.bitcast_convert_type(x, dtype)
+
+else:
+
+    def _bitcast(x: Tensor, dtype: str) -> Tensor:
+        import torch
+
+        return x.view(getattr(torch, dtype))
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether it is float16 or bfloat16."""
+    return keras.backend.standardize_dtype(dtype) in HALF
+
+
+def compute_dtype(dtype: Any) -> str:
+    """What variables of this dtype are updated in.
+
+    Half precision holds neither 1 − β₂ = 0.001 next to 1 nor ε = 1e-8. float64 stays float64.
+    """
+    return "float32" if is_half(dtype) else keras.backend.standardize_dtype(dtype)
+
+
+def slot_dtype(name: str, dtype: Any) -> str:
+    """What the slot of this name is kept in, for a variable of this dtype."""
+    return "int16" if name == RESIDUAL else compute_dtype(dtype)
+
+
+def join(variable: Tensor, stored: Tensor) -> Tensor:
+    """The float32 weights.
+
+    Args:
+        variable: in float16 or bfloat16.
+        stored: the residual as it is stored, in int16.
+    """
+    bits, stored = _int32(_bitcast(variable, "int16")), _int32(stored)
+    if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
+        # The residual of another value must not make a NaN of zero or infinity.
+        magnitude = ops.bitwise_and(bits, 0x7FFF)
+        has_residual = ops.logical_and(magnitude > 0, magnitude < 0x7F80)
+        low = ops.where(has_residual, stored, ops.zeros_like(stored))
+        return _bitcast(ops.left_shift(bits, 16) + low, "float32")
+    # Below a power of two digits are half as wide: a value that was set there would move.
+    is_power = ops.logical_and(ops.bitwise_and(bits, 1023) == 0, _exponent(bits) > 1)
+    least = ops.where(is_power, -0x4000, -0x8000)
+    magnitude = ops.cast(_in_parts(bits) + ops.where(stored > least, stored, least), "float32")
+    weights = _signed(magnitude * _part(bits), bits)
+    return ops.where(_exponent(bits) == 31, ops.cast(variable, "float32"), weights)
+
+
+def split(weights: Tensor, dtype: Any) -> tuple[Tensor, Tensor]:
+    """The reverse of `join`: weights as they are stored.
+
+    Args:
+        weights: in float32.
+        dtype: of the variable: float16 or bfloat16.
+
+    Returns:
+        The variable's value, and the residual in int16.
+    """
+    if keras.backend.standardize_dtype(dtype) == "bfloat16":
+        nan = ops.isnan(weights)
+        bits = ops.where(nan, ops.full_like(_bits(weights), 0x7FC00000), _bits(weights))
+        # A half is rounded up: to even, a residual could be 2¹⁵, which int16 does not hold.
+        top = ops.right_shift(bits + 0x8000, 16)
+        low = bits - ops.left_shift(top, 16)
+        return _bitcast(ops.cast(top, "int16"), "bfloat16"), ops.cast(low, "int16")
+    variable = ops.cast(weights, "float16")
+    bits = _int32(_bitcast(variable, "int16"))
+    finite = _exponent(bits) < 31
+    magnitude = ops.where(finite, _signed(weights, bits), ops.zeros_like(weights))
+    low = ops.cast(ops.round(magnitude / _part(bits)), "int32") - _in_parts(bits)
+    low = ops.where(finite, ops.clip(low, -0x8000, 0x7FFF), ops.zeros_like(low))
+    return variable, ops.cast(low, "int16")
+
+
+def residual(variable: Tensor, stored: Tensor) -> Tensor:
+    """What the variable does not hold of the weights, in float32."""
+    return join(variable, stored) - ops.cast(variable, "float32")
+
+
+def _bits(weights: Tensor) -> Tensor:
+    return _bitcast(weights, "int32")
+
+
+def _int32(x: Tensor) -> Tensor:
+    return ops.cast(x, "int32")
+
+
+# A value of float16, from its bits, in parts: 2⁻¹⁶ of its last binary digit
+
+
+def _exponent(bits: Tensor) -> Tensor:
+    """The exponent's field: 0 below 2⁻¹⁴, 31 of an infinity or NaN."""
+    return ops.bitwise_and(ops.right_shift(bits, 10), 31)
+
+
+def _in_parts(bits: Tensor) -> Tensor:
+    """A value's magnitude as a whole number of parts."""
+    digits = ops.bitwise_and(bits, 1023)
+    return ops.left_shift(ops.where(_exponent(bits) > 0, digits + 1024, digits), 16)
+
+
+def _signed(x: Tensor, bits: Tensor) -> Tensor:
+    """`x` with the other sign where a value is negative."""
+    return ops.where(bits < 0, -x, x)
+
+
+def _part(bits: Tensor) -> Tensor:
+    """A part in float32: a power of two, made from its exponent's field."""
+    exponent = ops.where(_exponent(bits) > 1, _exponent(bits), ops.ones_like(bits))
+    return _bitcast(ops.left_shift(exponent + 86, 23), "float32")
