@@ -619,7 +619,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         Args:
             store: maps names to arrays.
         """
-        state.save(store, self._numbered_variables(), self.skipped_steps, self._kept())
+        variables, residuals = self._numbered_variables()
+        state.save(store, variables, residuals, self.skipped_steps, self._kept())
 
     def load_own_variables(self, store: Any) -> None:
         """Takes the state from `store`, all of it or, with a warning or an error, nothing.
@@ -630,16 +631,54 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         Raises:
             ValueError: an array has another shape than the variable that it is for.
         """
-        skipped_steps = state.load(
-            store, self._numbered_variables(), self.name, self._kept(), self.built
-        )
-        if skipped_steps is not None and self.built and self.skip_nonfinite:
+        variables, residuals = self._numbered_variables()
+        loaded = state.load(store, variables, residuals, self.name, self._kept(), self.built)
+        if loaded is None or not self.built:
+            return
+        skipped_steps, residuals = loaded
+        if self.skip_nonfinite:
             self._skipped_steps.assign(skipped_steps)
+        self._take_residuals(residuals)
 
-    def _numbered_variables(self) -> list[keras.Variable]:
-        """What files keep by number: exactly what Keras's own Adam keeps, in its order."""
-        own = self._skipped_steps if self.built and self.skip_nonfinite else None
-        return [v for v in self.variables if v is not own]
+    def _take_residuals(self, residuals: state.Residuals) -> None:
+        """Takes saved residuals, where the weights are loaded already if their dtype is another."""
+        lost = []
+        for index, variable in enumerate(self._trainable_variables):
+            own = self._residual(variable)
+            dtype, stored = residuals.get(index, (None, None))
+            if dtype is None:
+                if own is not None:
+                    own.assign(ops.zeros(variable.shape, "int16"))
+            elif dtype == keras.backend.standardize_dtype(variable.dtype):
+                if own is None:
+                    lost.append(checks.path(variable))
+                else:
+                    own.assign(stored)
+            else:  # a model of half precision, loaded into one of another dtype
+                value = ops.cast(variable, "float32")
+                half = ops.cast(value, dtype)
+                whole = half_precision.join(half, ops.convert_to_tensor(stored))
+                unchanged = ops.equal(ops.cast(half, "float32"), value)
+                self._set_weights(variable, ops.where(unchanged, whole, value))
+        if lost:
+            warnings.warn(
+                f"Optimizer '{self.name}' has keep_residual=False: what was saved of the weights "
+                f"beyond half precision is lost, for {len(lost)} variables from `{lost[0]}` on.",
+                stacklevel=3,
+            )
+
+    def _numbered_variables(self) -> tuple[list[keras.Variable], state.Residuals]:
+        """What files keep by number: exactly what Keras's own Adam keeps, in its order; and the
+        residuals.
+        """
+        apart = [self._skipped_steps] if self.built and self.skip_nonfinite else []
+        residuals = {}
+        for index, variable in enumerate(self._trainable_variables if self.built else []):
+            if (slot := self._residual(variable)) is not None:
+                residuals[index] = (keras.backend.standardize_dtype(variable.dtype), slot)
+                apart.append(slot)
+        known = {id(v) for v in apart}
+        return [v for v in self.variables if id(v) not in known], residuals
 
     def _kept(self) -> str:
         """What the state consists of: two of the same number and shapes need not mean the same."""

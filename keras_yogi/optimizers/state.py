@@ -1,7 +1,7 @@
 """How the state of an optimizer gets into Keras's files and out again."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,46 +9,71 @@ import numpy as np
 
 from keras_yogi import checks
 
+Residuals = Mapping[int, tuple[str, Any]]
+"""By the model variable's index: its dtype in half precision, and the residual as it is stored."""
 
-def save(store: Any, variables: Sequence[keras.Variable], skipped_steps: int, kept: str) -> None:
-    """Writes variables by number, as Keras does; what Keras does not know, only if there is any.
+
+def save(
+    store: Any,
+    variables: Sequence[keras.Variable],
+    residuals: Residuals,
+    skipped_steps: int,
+    kept: str,
+) -> None:
+    """Writes variables by number, as Keras does; what Keras does not know comes last.
 
     Args:
         store: maps names to arrays.
         variables: in Keras's order.
+        residuals: of weights in half precision.
         skipped_steps: a count.
         kept: what the variables are, in words.
     """
-    for index, variable in enumerate(variables):
+    stored = [*variables, *(residual for _, residual in residuals.values())]
+    for index, variable in enumerate(stored):
         store[str(index)] = variable.numpy()
     if skipped_steps:
         store["skipped_steps"] = np.array(skipped_steps)
     if (attributes := _attributes(store)) is not None:
         attributes["kept"] = kept
+        if residuals:
+            attributes["residuals"] = [f"{i} {dtype}" for i, (dtype, _) in residuals.items()]
 
 
 def load(
-    store: Any, variables: Sequence[keras.Variable], name: str, kept: str, built: bool
-) -> int | None:
+    store: Any,
+    variables: Sequence[keras.Variable],
+    residuals: Residuals,
+    name: str,
+    kept: str,
+    built: bool,
+) -> tuple[int, Residuals] | None:
     """Fills variables, all of them or none.
 
     Args:
         store: what `save`, or keras.optimizers.Adam, has filled.
         variables: in Keras's order.
+        residuals: those that the optimizer keeps.
         name: the optimizer's, for messages.
         kept: what the variables are, in words.
         built: whether the optimizer is.
 
     Returns:
-        The count of skipped steps; None, after a warning, if nothing was loaded.
+        The count of skipped steps, and the residuals that were saved, for the caller to take; None,
+        after a warning, if nothing was loaded.
 
     Raises:
         ValueError: an array has another shape than the variable that it is for.
     """
     saved = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
     skipped_steps = int(saved.pop("skipped_steps", 0))
-    saved_kept = (_attributes(store) or {}).get("kept", kept)
-    if len(saved) != len(variables) or saved_kept != kept:
+    attributes = _attributes(store) or {}
+    saved_kept = attributes.get("kept", kept)
+    places = [str(text).split() for text in attributes.get("residuals", ())]
+    dtypes = {int(index): dtype for index, dtype in places}
+    if not attributes and len(saved) == len(variables) + len(residuals):
+        dtypes = {index: dtype for index, (dtype, _) in residuals.items()}
+    if len(saved) - len(dtypes) != len(variables) or saved_kept != kept:
         if not built:
             reason = "it has not been built yet: build or train it first"
         elif saved_kept != kept:
@@ -59,16 +84,19 @@ def load(
             f"Nothing was loaded into optimizer '{name}', because {reason}.", stacklevel=3
         )
         return None
-    names = [str(index) for index in range(len(variables))]
+    names = [str(index) for index in range(len(saved))]
     if strange := [name for name in saved if name not in names]:
         raise ValueError(
             f"The state of '{name}' must be stored under the names {', '.join(names)}. "
             f"Received: {', '.join(strange)}"
         )
-    checks.same_shapes(variables, [saved[name] for name in names])
-    for name, variable in zip(names, variables, strict=True):
-        variable.assign(saved[name])
-    return skipped_steps
+    values = [saved[name] for name in names]
+    own, further = values[: len(variables)], values[len(variables) :]
+    checks.same_shapes(variables, own)
+    for variable, value in zip(variables, own, strict=True):
+        variable.assign(value)
+    pairs = zip(dtypes.items(), further, strict=True)
+    return skipped_steps, {index: (dtype, value) for (index, dtype), value in pairs}
 
 
 def _attributes(store: Any) -> Any:
