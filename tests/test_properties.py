@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support.backend import BACKEND, array, tensor
 from support.cases import BOTH
 from support.reference import Reference
+from support.training import state_of
 
 import keras_yogi
 
@@ -33,7 +34,9 @@ def examples(number):
 
 
 class Format(NamedTuple):
-    """A dtype: its unit roundoff, what it may flush to zero, the gradients that it can square."""
+    """A dtype: the unit roundoff of what is kept in it, what may be flushed to zero, the gradients
+    that it can square.
+    """
 
     unit: float
     tiny: float
@@ -41,8 +44,9 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "float16": Format(2.0**-11, 2.0**-14, (-2, 1)),
-    "bfloat16": Format(2.0**-8, 2.0**-126, (-20, 17)),
+    # Weights and slots of half precision are kept as exactly as float32; float16's to 2⁻⁴¹.
+    "float16": Format(2.0**-24, 2.0**-41, (-2, 1)),
+    "bfloat16": Format(2.0**-24, 2.0**-126, (-20, 17)),
     "float32": Format(2.0**-24, 2.0**-126, (-20, 17)),
     "float64": Format(2.0**-53, 2.0**-1022, (-20, 20)),
 }
@@ -119,8 +123,7 @@ class Run:
         return array(self.optimizer.get_slot(self.variable, slot))
 
     def state(self):
-        slots = {name: self.stored(name) for name in self.optimizer.slots()}
-        return {"weights": self.variable.numpy(), **slots}
+        return state_of(self.optimizer, [self.variable])[0]
 
 
 class ErrorBound:

@@ -62,7 +62,8 @@ MAY_IMPORT = {
     "rules.py": ["checks"],
     "row_gradients.py": ["rules", "checks"],
     "step_conditions.py": ["row_gradients", "rules", "checks"],
-    "engines/": ["rules", "row_gradients", "checks", "engines"],
+    "half_precision.py": [],
+    "engines/": ["rules", "row_gradients", "half_precision", "checks", "engines"],
 }
 
 

@@ -232,9 +232,10 @@ def test_a_faulty_row_stops_the_step(layout):
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_other_dtypes(dtype):
     states = table_trajectory(keras_yogi.Yogi(sparse_update="lazy"), dtype=dtype)
+    kept_in = "float64" if dtype == "float64" else "float32"
     for part, value in states[-1][0].items():
-        assert keras.backend.standardize_dtype(value.dtype) == dtype, part
-    untouched = keras.ops.convert_to_numpy(keras.ops.cast(table(), dtype))[-1]
+        assert keras.backend.standardize_dtype(value.dtype) == kept_in, part
+    untouched = array(keras.ops.cast(keras.ops.cast(table(), dtype), kept_in))[-1]
     np.testing.assert_array_equal(states[-1][0]["weights"][-1], untouched)
 
 

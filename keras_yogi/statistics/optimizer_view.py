@@ -25,7 +25,7 @@ class OptimizerView(NamedTuple):
 
     optimizer: Any
     is_lazy: bool  # rows of the variables move only when a batch names them
-    dtype: str  # that the slots are stored in
+    dtype: str  # of the variables
     variables: list[Any]
     slots: dict[str, list[Any]]  # in the rule's order; of other optimizers, as far as they exist
 
@@ -67,7 +67,7 @@ class OptimizerView(NamedTuple):
         """The terms of weights, of which `streams` holds the values and slots."""
         if (rule := self.rule) is None:
             return {name: streams[name] for name in SQUARES if name in streams}
-        return rule_terms(rule, self.figures, streams, step, rate, self.dtype)
+        return rule_terms(rule, self.figures, streams, step, rate)
 
     def note(self) -> str:
         """What is left out of the figures, in one sentence; empty if nothing is."""
@@ -117,7 +117,10 @@ def optimizer_views(optimizer: Any) -> list[OptimizerView]:
 
 def _views(optimizer: Any) -> list[OptimizerView]:
     variables = list(optimizer._trainable_variables)
-    slots = optimizer.slots() if _is_ours(optimizer) else _keras_slots(optimizer, variables)
+    if _is_ours(optimizer):
+        slots = {name: optimizer.slots()[name] for name in optimizer.rule.initial_values}
+    else:
+        slots = _keras_slots(optimizer, variables)
     # Gradients of tables are rows on TensorFlow alone, and not if Keras accumulates them.
     may_be_lazy = getattr(optimizer, "sparse_update", "") == "lazy"
     may_be_lazy &= keras.config.backend() == "tensorflow"

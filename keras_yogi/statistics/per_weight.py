@@ -49,7 +49,7 @@ def rule_figures(rule: AdaptiveRule) -> RuleFigures:
 
 
 def rule_terms(
-    rule: AdaptiveRule, figures: RuleFigures, streams: Terms, step: Tensor, rate: Tensor, dtype: str
+    rule: AdaptiveRule, figures: RuleFigures, streams: Terms, step: Tensor, rate: Tensor
 ) -> Terms:
     """The terms of each weight, as far as `figures` says that they are true.
 
@@ -59,12 +59,10 @@ def rule_terms(
         streams: "weight" and the slots by name, in the rule's order and in its compute dtype.
         step: t, the steps made.
         rate: η of the last step.
-        dtype: that the slots are stored in, which rounds their initial values.
     """
     weights, slots = streams["weight"], tuple(streams[name] for name in rule.initial_values)
     computed_in = keras.backend.standardize_dtype(weights.dtype)
-    stored = [ops.convert_to_tensor(value, dtype) for value in rule.initial_values.values()]
-    initial = [ops.cast(value, computed_in) for value in stored]
+    initial = [ops.convert_to_tensor(x, computed_in) for x in rule.initial_values.values()]
     changed = [ops.not_equal(*pair) for pair in zip(slots, initial, strict=True)]
     terms = {**streams, "is_reached": ops.any(ops.stack(changed), axis=0)}
     scalars = rule.scalars(rate, ops.maximum(step, 1), computed_in)

@@ -74,7 +74,7 @@ def _columns(optimizer, variable, learning_rate):
     """What is known of each weight of a variable."""
     rule = optimizer.rule
     w = _float64(variable.value)
-    slots = [_float64(optimizer.get_slot(variable, name)) for name in optimizer.slots()]
+    slots = [_float64(optimizer.get_slot(variable, name)) for name in rule.initial_values]
     m, v, last = slots[0], slots[1], slots[-1]
     fields = {k: value for k, value in dataclasses.asdict(rule).items() if k in REFERENCE_FIELDS}
     reference = Reference(
@@ -92,8 +92,9 @@ def _columns(optimizer, variable, learning_rate):
     below = (np.sqrt(last) if rule.epsilon_hat else root) < rule.epsilon
     update = reference.descended() - w
     # The initial values as the slots' dtype holds them.
+    kept_in = optimizer.get_slot(variable, "velocity").dtype
     initial = [
-        _float64(keras.ops.convert_to_tensor(np.array(value), variable.dtype))
+        _float64(keras.ops.convert_to_tensor(np.array(value), kept_in))
         for value in rule.initial_values.values()
     ]
     reached = np.any([s != i for s, i in zip(slots, initial, strict=True)], axis=0)

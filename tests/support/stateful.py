@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from keras_yogi.engines import Limits
 from support.reference import Array, KerasReference
+from support.training import state_of
 
 
 class Kind(NamedTuple):
@@ -201,20 +202,12 @@ class Side:
 
     def state(self) -> dict[str, dict[str, Array]]:
         """Weights and slots of each trained variable, in float64."""
+        trained = self.trained()
+        states = state_of(self.optimizer, list(trained.values()))
         return {
-            name: {
-                "weights": _float64(variable),
-                **{
-                    slot: _float64(self.optimizer.get_slot(variable, slot))
-                    for slot in self.optimizer.slots()
-                },
-            }
-            for name, variable in self.trained().items()
+            name: {part: np.array(value, "float64") for part, value in state.items()}
+            for name, state in zip(trained, states, strict=True)
         }
-
-
-def _float64(value: Any) -> Array:
-    return np.array(keras.ops.convert_to_numpy(value), "float64")
 
 
 def assert_identical(before: dict[str, Array], after: dict[str, Array], what: str) -> None:

@@ -52,12 +52,23 @@ def take_steps(
         step([g if g is None else tensor(g, v.dtype) for g, v in pairs])
 
 
+def whole_weights(optimizer: Any, variable: keras.Variable) -> Array:
+    """A variable's value; of one in half precision, with the residual that is kept of it."""
+    if keras.backend.standardize_dtype(variable.dtype) not in ("float16", "bfloat16"):
+        return array(variable.value)
+    value = array(keras.ops.cast(variable, "float32"))
+    if "residual" not in getattr(optimizer, "slots", dict)():
+        return value
+    return value + array(optimizer.get_slot(variable, "residual"))
+
+
 def state_of(optimizer: Any, variables: Sequence[keras.Variable]) -> list[dict[str, Array]]:
     """Weights and slots of each variable."""
+    names = [name for name in optimizer.slots() if name != "residual"]
     return [
         {
-            "weights": array(v.value),
-            **{name: array(optimizer.get_slot(v, name)) for name in optimizer.slots()},
+            "weights": whole_weights(optimizer, v),
+            **{name: array(optimizer.get_slot(v, name)) for name in names},
         }
         for v in variables
     ]
