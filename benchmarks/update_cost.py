@@ -8,6 +8,7 @@ variables that do not fit into a cache.
 
     python benchmarks/update_cost.py
     python benchmarks/update_cost.py --layouts "400 x 1k" EfficientNetB0 --eager
+    python benchmarks/update_cost.py --layouts "4 x 4M" "400 x 1k" EfficientNetB0 --dtype bfloat16
 """
 
 import os
@@ -62,13 +63,18 @@ OPTIMIZERS: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
 SGD, KERAS = "SGD", "keras.optimizers.Adam"
 
 
-def step_of_sgd(shapes: Shapes, gradients: Sequence[tf.Variable]) -> Callable[[], Any]:
-    variables = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
+def random_variables(shapes: Shapes, dtype: str) -> list[tf.Variable]:
+    return [tf.Variable(tf.cast(tf.random.normal(shape), dtype)) for shape in shapes]
+
+
+def step_of_sgd(shapes: Shapes, gradients: Sequence[tf.Variable], dtype: str) -> Callable[[], Any]:
+    variables = random_variables(shapes, dtype)
+    rate = tf.constant(0.1, dtype)
 
     def step() -> None:
         for variable, gradient in zip(variables, gradients, strict=True):
             tf.raw_ops.ResourceApplyGradientDescent(
-                var=variable.handle, alpha=0.1, delta=gradient.read_value()
+                var=variable.handle, alpha=rate, delta=gradient.read_value()
             )
 
     return tf.function(step, autograph=False)
@@ -78,9 +84,10 @@ def step_of(
     optimizer: keras.optimizers.Optimizer,
     shapes: Shapes,
     gradients: Sequence[tf.Variable],
+    dtype: str,
     eager: bool,
 ) -> Callable[[], Any]:
-    variables = [keras.Variable(tf.random.normal(shape)) for shape in shapes]
+    variables = [keras.Variable(tf.random.normal(shape), dtype=dtype) for shape in shapes]
     optimizer.build(variables)
 
     def step() -> None:
@@ -89,11 +96,11 @@ def step_of(
     return step if eager else tf.function(step, autograph=False)
 
 
-def measure(shapes: Shapes, rounds: int, eager: bool, label: str) -> dict[str, Any]:
-    gradients = [tf.Variable(tf.random.normal(shape)) for shape in shapes]
-    steps = {SGD: step_of_sgd(shapes, gradients)}
+def measure(shapes: Shapes, rounds: int, dtype: str, eager: bool, label: str) -> dict[str, Any]:
+    gradients = random_variables(shapes, dtype)
+    steps = {SGD: step_of_sgd(shapes, gradients, dtype)}
     for name, make in OPTIMIZERS.items():
-        steps[name] = step_of(make(), shapes, gradients, eager)
+        steps[name] = step_of(make(), shapes, gradients, dtype, eager)
     first = _timing.first_calls(steps)
     times = _timing.interleaved(steps, rounds, label)
     results = _timing.summary(times, SGD, KERAS)
@@ -106,6 +113,8 @@ def main() -> None:
     parser = _timing.arguments(__doc__)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--rounds", type=int, default=30, help="timed calls of each contestant")
+    dtypes = ["float32", "bfloat16", "float16"]
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="of the variables")
     parser.add_argument("--eager", action="store_true", help="optimizer.apply outside tf.function")
     options = parser.parse_args()
     if options.quick:
@@ -114,9 +123,9 @@ def main() -> None:
     for layout in options.layouts:
         shapes = LAYOUTS[layout]()
         weights = sum(int(np.prod(shape)) for shape in shapes)
-        results[layout] = measure(shapes, options.rounds, options.eager, layout)
+        results[layout] = measure(shapes, options.rounds, options.dtype, options.eager, layout)
         _timing.report(
-            f"{layout}: {len(shapes)} variables, {weights:,} weights",
+            f"{layout}: {len(shapes)} variables, {weights:,} weights in {options.dtype}",
             results[layout],
             {
                 "ms": lambda r: f"{r['ms']:.2f}",
@@ -126,7 +135,8 @@ def main() -> None:
                 "first call, s": lambda r: f"{r['first_call_s']:.2f}",
             },
         )
-    name = "update_cost_eager" if options.eager else "update_cost"
+    name = "update_cost" + "_eager" * options.eager
+    name += f"_{options.dtype}" * (options.dtype != "float32")
     _timing.write(options.output, name, results, SGD, "time of an update, in SGD units (log scale)")
 
 
