@@ -155,6 +155,17 @@ class Engine:
         """Updates once the variables that have a gradient; arguments as in `Group.step`."""
         self.step_on_this_replica(rule, scalars, gradients)
 
+    def step_without_gradients(self, rule: Rule, scalars: Scalars, indices: Iterable[int]) -> None:
+        """As `step`, of a rule that needs no gradient: it is given zeros."""
+        self.step(rule, scalars, self.zeros(indices))
+
+    def zeros(self, indices: Iterable[int]) -> dict[int, Tensor]:
+        """For each of these variables, a gradient of zero."""
+        variables = {i: v for group in self.groups for i, v in group.variables.items()}
+        return {
+            i: ops.zeros(variables[i].shape, compute_dtype(variables[i].dtype)) for i in indices
+        }
+
     def step_on_this_replica(
         self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]
     ) -> None:

@@ -196,11 +196,15 @@ class DistributedEngine(Engine):
             index: row_gradients.with_padding(g) if row_gradients.is_rows(g) else g
             for index, g in gradients.items()
         }
+        self._merge(rule, scalars, context.all_reduce(tf.distribute.ReduceOp.SUM, gradients))
+
+    def step_without_gradients(self, rule: Rule, scalars: Scalars, indices: Iterable[int]) -> None:
+        self._merge(rule, scalars, self.zeros(indices))
+
+    def _merge(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]) -> None:
+        update = functools.partial(self._update, rule)
         tf.__internal__.distribute.interim.maybe_merge_call(
-            functools.partial(self._update, rule),
-            self._strategy,
-            scalars,
-            context.all_reduce(tf.distribute.ReduceOp.SUM, gradients),
+            update, self._strategy, scalars, gradients
         )
 
     def _update(

@@ -521,8 +521,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         decayed = [v for v in half if self._use_weight_decay(v)]
         if decayed:
             rule = DecayRule(self._rule, self.weight_decay)
-            nothing = {self.index_of(v): ops.zeros(v.shape, "float32") for v in decayed}
-            self._engine.step(rule, self._scalars(self.learning_rate), nothing)
+            scalars = self._scalars(self.learning_rate)
+            self._engine.step_without_gradients(rule, scalars, map(self.index_of, decayed))
 
     def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
         """Keras averages what it is given: the whole weights."""
