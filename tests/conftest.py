@@ -21,6 +21,7 @@ ON_EVERY_BACKEND = sorted(
         "test_backends.py",
         "test_bad_calls.py",
         "test_contract_*.py",
+        "test_half_precision.py",
         "test_keras_adam.py",
         "test_properties.py",
         "test_saving.py",
