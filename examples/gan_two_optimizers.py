@@ -193,7 +193,8 @@ def of_the_data(seeds: int) -> dict[str, list[float]]:
 
 
 def measured_steps(steps: int) -> list[int]:
-    return list(range(MEASURED_EVERY, steps + 1, MEASURED_EVERY))
+    # A quick run, too, is measured once near its start.
+    return sorted({steps // 20, *range(MEASURED_EVERY, steps + 1, MEASURED_EVERY)})
 
 
 def final(measured: Sequence[Sequence[float]]) -> list[float]:
