@@ -26,6 +26,7 @@ is the rates'.
 """
 
 import argparse
+import importlib.metadata
 import itertools
 import logging
 import os
@@ -352,6 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         in_simulation_engine(make_runs)
     report_on(results, report)
+    report.paragraph(f"With Flower {importlib.metadata.version('flwr')}.")
     report.write(results, draw(results))
 
 
