@@ -156,7 +156,7 @@ def test_variables_are_those_of_keras_adam(options):
     assert ours == theirs
 
 
-@elsewhere
+@on_jax
 @default_case
 def test_fused_is_refused(case):
     optimizer = case.optimizer(fused=True)
