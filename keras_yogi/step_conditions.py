@@ -88,24 +88,27 @@ else:
             else:
                 skipped_steps.assign_add(1)
             return
-        for variable, value in zip(state, _new_values(finite, gradients, apply, state), strict=True):
+        everything = [*state, skipped_steps]  # Keras may read all that an optimizer has
+        new = _new_values(finite, gradients, apply, everything)
+        for variable, value in zip(everything, new, strict=True):
             variable.assign(value)
         skipped_steps.assign_add(ops.cast(ops.logical_not(finite), skipped_steps.dtype))
 
     def _all_finite(gradients: Gradients) -> Tensor:
-        """A boolean scalar: no gradient has a NaN or an infinity, which its largest magnitude
-        then is.
-        """
-        magnitudes = _largest_magnitudes([g for g in gradients if g is not None])
-        return ops.all(ops.isfinite(ops.stack(magnitudes)))
+        """A boolean scalar: no gradient has a NaN or an infinity."""
+        reduced = _reduced([g for g in gradients if g is not None])
+        return ops.all(ops.isfinite(ops.stack(reduced)))
 
 
 if keras.config.backend() == "jax":
     import jax
 
-    def _largest_magnitudes(values: Sequence[Tensor]) -> list[Tensor]:
-        """Of each tensor."""
-        return [ops.max(ops.abs(value), initial=0.0) for value in values]
+    def _reduced(values: Sequence[Tensor]) -> list[Tensor]:
+        """A number for each tensor, which is finite if all of the tensor is: 0 · ∞ is NaN.
+
+        Not the largest magnitude: a maximum over several CPU devices forgets NaN.
+        """
+        return [ops.sum(value * 0) for value in values]
 
     def _is_known(flag: Tensor) -> bool:
         """Whether its value is there, outside of what JAX traces."""
@@ -130,8 +133,8 @@ if keras.config.backend() == "jax":
 elif keras.config.backend() == "torch":
     import torch
 
-    def _largest_magnitudes(values: Sequence[Tensor]) -> list[Tensor]:
-        """Of each tensor; of an empty one there is none."""
+    def _reduced(values: Sequence[Tensor]) -> list[Tensor]:
+        """Numbers that are finite if all tensors are: largest magnitudes. Empty ones have none."""
         of_some = [value for value in values if value.numel()]
         return [ops.zeros(()), *(torch._foreach_norm(of_some, torch.inf) if of_some else ())]
 
