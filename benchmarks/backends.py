@@ -1,7 +1,7 @@
 """What an update costs on Keras's other backends, beside Keras's, optax's and PyTorch's own Adam.
 
 JAX compiles `stateless_apply` with donated buffers, as `fit` does; the first column is the time to
-trace and compile it. PyTorch runs step by step, on one thread for each core. "finite" is
+trace and compile it. PyTorch runs step by step, on one thread. "finite" is
 `skip_nonfinite=True`.
 
     KERAS_BACKEND=jax python benchmarks/backends.py
@@ -90,7 +90,7 @@ def on_torch(shapes: Shapes) -> tuple[dict[str, Step], dict[str, float]]:
     """A step of each contestant; nothing is compiled."""
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(1)  # more wait for each other where other programs run, too
     gradients, steps = numbers(shapes), {}
 
     def step_of(optimizer: Any) -> Step:

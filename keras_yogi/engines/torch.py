@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
-from torch._utils import _flatten_dense_tensors as join
-from torch._utils import _unflatten_dense_tensors as split
+from torch import _utils
 
 from keras_yogi.engines.base import Engine, Group, Limits, Scalars, compute_dtype
 from keras_yogi.engines.plain import check_strategy, packed_groups, unfused_engine
@@ -34,7 +33,12 @@ SMALL = 32_768
 """Elements of a variable that is joined with others; joining moves its gradient and its step once
 more through memory."""
 
-Update = Callable[[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]], Any]
+join: Callable[[Sequence[torch.Tensor]], torch.Tensor] = _utils._flatten_dense_tensors
+"""Tensors end to end."""
+
+split: Callable[[torch.Tensor, Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+split = _utils._unflatten_dense_tensors
+"""The reverse of `join`: views of the parts, in the shapes of the second argument's tensors."""
 
 
 def unsupported_reason() -> str | None:
