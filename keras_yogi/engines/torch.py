@@ -36,7 +36,7 @@ more through memory."""
 join: Callable[[Sequence[torch.Tensor]], torch.Tensor] = _utils._flatten_dense_tensors
 """Tensors end to end."""
 
-split: Callable[[torch.Tensor, Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+split: Callable[[torch.Tensor, Sequence[torch.Tensor]], Any]
 split = _utils._unflatten_dense_tensors
 """The reverse of `join`: views of the parts, in the shapes of the second argument's tensors."""
 
