@@ -32,6 +32,7 @@ if keras.config.backend() == "tensorflow":
 elif keras.config.backend() == "torch":
     from keras_yogi.engines.torch import (
         check_strategy,
+        colocated_with,
         fused_engine,
         packed_groups,
         unfused_engine,

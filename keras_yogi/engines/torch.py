@@ -13,12 +13,19 @@ import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from torch import _utils
 
-from keras_yogi.engines.base import Engine, Group, Limits, Scalars, compute_dtype
-from keras_yogi.engines.plain import check_strategy, packed_groups, unfused_engine
-from keras_yogi.rules import AdaptiveRule, StepScalars
+from keras_yogi.engines.base import Engine, Group, Limits, Scalars
+from keras_yogi.engines.plain import (
+    check_strategy,
+    colocated_with,
+    packed_groups,
+    unfused_engine,
+)
+from keras_yogi.half_precision import compute_dtype
+from keras_yogi.rules import Rule, StepScalars
 
 __all__ = [
     "check_strategy",
+    "colocated_with",
     "fused_engine",
     "packed_groups",
     "unfused_engine",
@@ -107,7 +114,7 @@ class JoinedGroup(Group):
 
     def update(
         self,
-        rule: AdaptiveRule,
+        rule: Rule,
         scalars: Scalars,
         gradients: Mapping[int, torch.Tensor],
         variables: Mapping[int, Any],
@@ -142,7 +149,7 @@ class PiecewiseGroup(Group):
 
     def update(
         self,
-        rule: AdaptiveRule,
+        rule: Rule,
         scalars: Scalars,
         gradients: Mapping[int, torch.Tensor],
         variables: Mapping[int, Any],
