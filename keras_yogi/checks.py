@@ -9,13 +9,18 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import signature
-from typing import Any, TypedDict
+from typing import Any, Literal, SupportsFloat, TypedDict
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_yogi import row_gradients
+
+LearningRate = SupportsFloat | Callable[..., Any]
+"""A number, a schedule, or a callable without arguments."""
+SparseUpdate = Literal["exact", "lazy"]
+Fused = bool | Literal["auto"]
 
 
 class KerasArguments(TypedDict, total=False):
@@ -31,6 +36,18 @@ class KerasArguments(TypedDict, total=False):
     loss_scale_factor: float | None
     gradient_accumulation_steps: int | None
     name: str | None
+
+
+OTHER_NAMES: dict[str, str] = {
+    **dict.fromkeys(("lr", "eta", "step_size"), "learning_rate"),
+    **dict.fromkeys(("b1", "beta1"), "beta_1"),
+    **dict.fromkeys(("b2", "beta2"), "beta_2"),
+    "eps": "epsilon",
+    "l1": "l1_regularization_strength",
+    "l2": "l2_regularization_strength",
+    **dict.fromkeys(("decay", "wd"), "weight_decay"),
+}
+"""What other libraries, and older versions of Keras, call the arguments."""
 
 
 def reject(name: str, rule: str, value: Any) -> ValueError:
@@ -147,6 +164,7 @@ def keras_arguments(owner: type, arguments: Mapping[str, Any]) -> dict[str, Any]
             own = [n for n, p in signature(owner).parameters.items() if p.kind != p.VAR_KEYWORD]
             known = [*own, *KerasArguments.__annotations__]
             nearest = difflib.get_close_matches(name, known, n=1)
+            nearest = [OTHER_NAMES[name]] if OTHER_NAMES.get(name) in known else nearest
             hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
             raise ValueError(
                 f"`{name}` must be an argument of {owner.__name__}, which takes: "

@@ -9,12 +9,14 @@ of one shape and dtype.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from keras import ops
 
 from keras_yogi import checks
 
+BiasCorrection = Literal["both", "momentum", "none"]
+Activation = Literal["sign", "tanh"]
 Tensor = Any
 Slots = tuple[Tensor, ...]
 
@@ -72,7 +74,7 @@ class AdaptiveRule:
     beta_2: float = 0.999
     epsilon: float = 1e-6
     epsilon_hat: bool = False
-    bias_correction: str = "both"
+    bias_correction: BiasCorrection = "both"
 
     def __post_init__(self) -> None:
         corrections = ("both", "momentum", "none")
@@ -215,7 +217,7 @@ class YogiRule(AdaptiveRule):
     """
 
     initial_accumulator_value: float = 1e-6
-    activation: str = "sign"
+    activation: Activation = "sign"
     l1_regularization_strength: float = 0.0
     l2_regularization_strength: float = 0.0
 

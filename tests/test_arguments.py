@@ -148,3 +148,23 @@ def test_none_is_keras_own_default(optimizer):
         gradient_accumulation_steps=None,
         name=None,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("lr", "learning_rate"),
+        ("eps", "epsilon"),
+        ("beta1", "beta_1"),
+        ("wd", "weight_decay"),
+        ("clip_norm", "clipnorm"),
+    ],
+)
+def test_the_names_of_other_libraries_are_understood(name, suggestion):
+    with pytest.raises(ValueError, match=f"Did you mean `{suggestion}`"):
+        keras_yogi.Yogi(**{name: 0.1})
+
+
+def test_compile_finds_yogi_by_its_name():
+    assert isinstance(keras.optimizers.get("yogi"), keras_yogi.Yogi)
+    assert type(keras.optimizers.get("adam")) is keras.optimizers.Adam  # Keras's own stays

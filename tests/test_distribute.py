@@ -309,6 +309,11 @@ def test_get_slot_everywhere(results):
     assert elsewhere == [outside] * 3
 
 
+def test_half_precision_on_replicas(results):
+    """The same sequence of operations as on one device: equal to the bit, replicas too."""
+    assert results["half precision"] == cases.half_precision(ONE_DEVICE)
+
+
 def test_the_code_of_the_documentation(results):
     losses = results["documentation"]
     assert len(losses) == 4

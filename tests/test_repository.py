@@ -124,3 +124,31 @@ def test_underscore_names_of_keras_are_in_two_files():
     assert "optimizers/base.py" in users
     assert {name for name in users if not MAY_USE_PRIVATE.fullmatch(name)} == set()
     assert len([name for name in users if name.startswith("statistics/")]) <= 1
+
+
+WRONG_CALLS = """
+keras_yogi.Yogi("fast")
+keras_yogi.Yogi(sparse_update="Lazy")
+keras_yogi.Adam(fused="yes")
+keras_yogi.Adam(bias_correction="all")
+keras_yogi.Yogi(activation="relu")
+"""
+RIGHT_CALLS = """
+keras_yogi.Yogi(0.01, sparse_update="lazy", weight_decay=0.1, fused=False)
+keras_yogi.Adam(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5))
+keras_yogi.Adam(lambda: 0.1, bias_correction="none")
+"""
+
+
+def test_a_type_checker_finds_wrong_calls(tmp_path):
+    pytest.importorskip("mypy", reason="needs mypy")
+    from mypy import api
+
+    file = tmp_path / "calls.py"
+    file.write_text(f"import keras\nimport keras_yogi\n{RIGHT_CALLS}{WRONG_CALLS}")
+    config = str(ROOT / "pyproject.toml")
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    output, _, _ = api.run(["--config-file", config, *cache, str(file)])
+    found = {int(line.split(":")[1]) for line in output.splitlines() if ": error:" in line}
+    first = file.read_text().splitlines().index(WRONG_CALLS.splitlines()[1]) + 1
+    assert found == set(range(first, first + 5)), output

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from support.backend import FIT_MODES, MODES, ON_TENSORFLOW, XLA, array, tensorflow_only
 from support.cases import BOTH, OPTIONS, default_case
+from support.models import regression, regression_model
 from support.training import take_steps, variables_of
 
 import keras_yogi
@@ -84,3 +85,13 @@ def test_errors_are_those_of_an_optimizer_that_does_not_skip(optimizer_class):
             optimizer.apply([np.ones(1, "float32")])
         with pytest.raises(ValueError, match="No gradients provided"):
             optimizer.apply([None], [variable])
+
+
+def test_fit_says_that_most_steps_were_skipped():
+    """A model that has diverged would skip for ever without a word."""
+    x, y = regression()
+    model = regression_model(keras_yogi.Yogi(skip_nonfinite=True))
+    with pytest.warns(UserWarning, match="left out 8 of 8 steps.*diverged"):
+        model.fit(x * np.nan, y, batch_size=8, verbose=0)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0)  # warnings are errors
+    assert model.optimizer.skipped_steps == 8

@@ -22,7 +22,7 @@ import keras
 from keras import ops
 
 from keras_yogi import checks, engines, half_precision, row_gradients, step_conditions
-from keras_yogi.checks import KerasArguments
+from keras_yogi.checks import Fused, KerasArguments, LearningRate, SparseUpdate
 from keras_yogi.half_precision import RESIDUAL
 from keras_yogi.optimizers import state
 from keras_yogi.rules import AdaptiveRule, DecayRule, StepScalars, Tensor
@@ -89,11 +89,11 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any,
+        learning_rate: LearningRate,
         rule: AdaptiveRule,
         *,
-        sparse_update: str = "exact",
-        fused: bool | str = "auto",
+        sparse_update: SparseUpdate = "exact",
+        fused: Fused = "auto",
         skip_nonfinite: bool = False,
         keep_residual: bool = True,
         **keras_arguments: Unpack[KerasArguments],
@@ -575,7 +575,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """With `use_ema`, gives the variables their averages, as Keras does at the end of `fit`.
 
-        Warns if v₀ or ε holds nearly all weights back: nobody shall train for long in silence.
+        Warns if v₀ or ε holds nearly all weights back, and if `skip_nonfinite` has left out most
+        steps: nobody shall train for long in silence.
 
         Args:
             var_list: the variables that the optimizer was built with, in that order: on TensorFlow
@@ -597,6 +598,23 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
                 variable.assign(ops.copy(variable.value))
         if self.built and (warning := silent_start.warning_for(self)):
             warnings.warn(warning, stacklevel=2)
+        if self.built and self.skip_nonfinite:
+            self._warn_if_most_steps_were_skipped()
+
+    def _warn_if_most_steps_were_skipped(self) -> None:
+        """Of those since the last look: a model that has diverged skips for ever."""
+        counts = (self.skipped_steps, int(self.iterations))
+        # Not as an attribute that is set: TensorFlow would save it in checkpoints.
+        known = self.__dict__.get("_known_counts", (0, 0))
+        self.__dict__["_known_counts"] = counts
+        skipped, taken = (max(now - then, 0) for now, then in zip(counts, known, strict=True))
+        if skipped > taken:
+            warnings.warn(
+                f"skip_nonfinite has left out {skipped} of {skipped + taken} steps, because a "
+                "gradient was not finite: the model has probably diverged. Go back to earlier "
+                "weights, with a lower learning rate or `global_clipnorm`.",
+                stacklevel=3,
+            )
 
     # Files
 

@@ -1,12 +1,12 @@
 """Yogi (Zaheer et al., 2018)."""
 
-from typing import Any, Unpack
+from typing import Unpack
 
 import keras
 
-from keras_yogi.checks import KerasArguments
+from keras_yogi.checks import Fused, KerasArguments, LearningRate, SparseUpdate
 from keras_yogi.optimizers.base import AdaptiveOptimizer
-from keras_yogi.rules import YogiRule
+from keras_yogi.rules import Activation, BiasCorrection, YogiRule
 
 
 @keras.saving.register_keras_serializable(package="keras_yogi")
@@ -62,7 +62,8 @@ class Yogi(AdaptiveOptimizer):
             one variable after another, which is the specification. `optimizer.engine` tells which
             it is. Defaults to "auto".
         skip_nonfinite: a step with a NaN or an infinity in any gradient changes nothing and is
-            counted in `skipped_steps`. Defaults to False: they reach the weights, as in Keras.
+            counted in `skipped_steps`; `fit` warns at its end if most steps were skipped. Defaults
+            to False: they reach the weights, as in Keras.
         bias_correction: which moments are corrected for their start: "both"; "momentum": v̂ = v;
             "none": m̂ = m and v̂ = v. Defaults to "both".
         keep_residual: weights in float16 and bfloat16 are updated in float32, and what they cannot
@@ -90,19 +91,19 @@ class Yogi(AdaptiveOptimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.01,
+        learning_rate: LearningRate = 0.01,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-3,
         initial_accumulator_value: float = 1e-6,
-        activation: str = "sign",
+        activation: Activation = "sign",
         l1_regularization_strength: float = 0.0,
         l2_regularization_strength: float = 0.0,
         epsilon_hat: bool = False,
-        sparse_update: str = "exact",
-        fused: bool | str = "auto",
+        sparse_update: SparseUpdate = "exact",
+        fused: Fused = "auto",
         skip_nonfinite: bool = False,
-        bias_correction: str = "both",
+        bias_correction: BiasCorrection = "both",
         keep_residual: bool = True,
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
@@ -126,3 +127,7 @@ class Yogi(AdaptiveOptimizer):
             keep_residual=keep_residual,
             **keras_arguments,
         )
+
+
+# So that model.compile(optimizer="yogi") finds it.
+keras.saving.get_custom_objects()["yogi"] = Yogi

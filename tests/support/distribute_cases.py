@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import keras_yogi
@@ -46,6 +47,7 @@ from support.distribute_training import (
     trajectories,
 )
 from support.processes import ROOT
+from support.training import whole_weights
 
 DOCS = ROOT / "docs" / "distributed.md"
 EXAMPLE = ROOT / "examples" / "multi_worker.py"
@@ -165,6 +167,51 @@ def warm_start(strategy: Strategy) -> dict[str, Any]:
     return {"started": end_of(model), "trained on": fit_texts(model, epochs=1)}
 
 
+HALF_PRECISION: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one after another": {"fused": False},
+    "decay": {"weight_decay": 0.1},
+    "lazy": {"sparse_update": "lazy"},
+    "skip_nonfinite": {"skip_nonfinite": True},
+}
+
+
+def half_precision(strategy: Strategy) -> dict[str, list[Any]]:
+    """Of each option, variables and whole weights after some steps, as each replica has them.
+
+    Gradients are eighths, so that those of several replicas add up without rounding.
+    """
+    shapes, replicas = [(4, 3), (3,), (5, 2)], strategy.num_replicas_in_sync
+    result = {}
+    for name, options in HALF_PRECISION.items():
+        random = np.random.default_rng(5)
+        with strategy.scope():
+            variables = [keras.Variable(random.normal(size=s), dtype="bfloat16") for s in shapes]
+            optimizer = OPTIMIZERS["yogi"](learning_rate=0.003, **options)
+            optimizer.build(variables)
+
+        def on_replica(
+            gradients: list[Any],
+            optimizer: keras.optimizers.Optimizer = optimizer,
+            variables: list[keras.Variable] = variables,
+        ) -> None:
+            dense = [tf.cast(g / replicas, "bfloat16") for g in gradients]
+            rows = tf.IndexedSlices(dense[2][:3], tf.constant([1, 1, 4]), tf.constant([5, 2]))
+            optimizer.apply([*dense[:2], rows], variables)
+
+        step = tf.function(partial(strategy.run, on_replica), autograph=False)
+        for _ in range(6):
+            gradients = [random.integers(-8, 9, size=s) / 8 for s in shapes]
+            step(args=([tf.constant(g, "float32") for g in gradients],))
+        copies = [
+            [tf.cast(copy, "float32").numpy() for copy in copies_of]
+            for copies_of in (strategy.experimental_local_results(v.value) for v in variables)
+        ]
+        assert all(np.array_equal(each, of_v[0]) for of_v in copies for each in of_v)
+        result[name] = [whole_weights(optimizer, v).tolist() for v in variables]
+    return result
+
+
 def slot_as_seen(strategy: Strategy) -> list[Any]:
     """What get_slot returns after a step, outside the scope, in it, and on each replica."""
     with strategy.scope():
@@ -228,6 +275,7 @@ def mirrored(folder: Path) -> None:
         **under(strategy, COMPILED_RULES),
         "warm_start": partial(warm_start, strategy),
         "get_slot": partial(slot_as_seen, strategy),
+        "half precision": partial(half_precision, strategy),
         "documentation": lambda: [float(loss) for loss in documentation["losses"]],
     }
     record(cases, folder / "mirrored.jsonl")
