@@ -4,8 +4,9 @@ Every contestant runs in a process of its own, which reports its peak resident s
 first step and after its third. The gradients exist before: what a step adds is its own. The first
 step of a process that has not used XLA also loads XLA's code.
 
-Bytes a weight are those of the variables that stay: the weights, what the optimizer keeps for them
-in float32 or in the weights' dtype (momentum, velocity), and the residual of bfloat16.
+Bytes a weight are those of the variables that stay: weights, the optimizer's slots (momentum and
+velocity), and the residual of bfloat16. The limit of what a step adds is the largest variable in
+float32 and 64 MiB.
 
     python benchmarks/memory.py
 """
@@ -88,7 +89,6 @@ def measure(shapes: Sequence[tuple[int, ...]], name: str, dtype: str) -> dict[st
         step()
     largest = max(int(np.prod(shape)) for shape in shapes)
     return {
-        "weight_bytes": total_bytes(variables) / weights,
         "slot_bytes": (total_bytes(slots) - total_bytes(residuals)) / weights,
         "residual_bytes": total_bytes(residuals) / weights,
         "bytes": total_bytes([*variables, *slots]) / weights,
@@ -113,12 +113,11 @@ def main() -> None:
             results[group],
             {
                 "bytes a weight": lambda r: f"{r['bytes']:.2f}",
-                "weight": lambda r: f"{r['weight_bytes']:.2f}",
                 "slots": lambda r: f"{r['slot_bytes']:.2f}",
                 "residual": lambda r: f"{r['residual_bytes']:.2f}",
-                "a step adds, MiB": lambda r: f"{r['step_mib']:.0f}",
+                "step, MiB": lambda r: f"{r['step_mib']:.0f}",
                 "of it code": lambda r: f"{r['code_mib']:.0f}",
-                "largest + 64 MiB": lambda r: f"{r['limit_mib']:.0f}",
+                "limit": lambda r: f"{r['limit_mib']:.0f}",
             },
         )
     _timing.write(options.output, "memory", results, "step_mib", "MiB that a step adds (log scale)")
