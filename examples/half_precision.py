@@ -59,7 +59,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(steps=160, every=32, pretraining_steps=300, eager=False)
-QUICK = Size(steps=2, every=1, pretraining_steps=1, eager=True)
+QUICK = Size(steps=2, every=2, pretraining_steps=1, eager=True)
 
 
 class Contender(NamedTuple):
@@ -367,7 +367,7 @@ def draw(results: dict[str, Any]) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = shared.example_parser(__doc__, __file__, seeds=3)
+    parser = shared.example_parser(__doc__, __file__, seeds=3, quick_seeds=1)
     options = shared.parse_options(parser, argv)
     size = QUICK if options.quick else FULL
     report = shared.Report("Weights in bfloat16", options)
