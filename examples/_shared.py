@@ -86,7 +86,8 @@ def example_parser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="seconds instead of minutes: a smaller job")
+    text = "seconds instead of minutes: a smaller job, whose figures mean nothing"
+    add("--quick", action="store_true", help=text)
     if seeds is not None:
         text = f"average over so many; default: {seeds}, with --quick {quick_seeds}"
         add("--seeds", type=positive_integer, help=text)
@@ -170,12 +171,30 @@ def mean_and_interval(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | N
     return mean, stdtrit(count - 1, 0.975) * array.std(axis=0, ddof=1) / math.sqrt(count)
 
 
-def with_interval(values: Sequence[float], digits: int = 4) -> str:
-    """Mean and 95 % interval, as a table shows them."""
+def bootstrap_interval(values: Sequence[Any], draws: int = 10_000) -> np.ndarray | None:
+    """Lower and upper end of the mean's 95 % interval over the first axis, by resampling.
+
+    For what has bounds, such as shares and distances, and may be skewed: a mean of drawn values
+    stays between their smallest and largest, where Student's t may leave the possible range. It
+    wants 8 values or more: of few, it is too narrow. None for a single value.
+    """
+    array = np.asarray(values, "float64")
+    if len(array) == 1:
+        return None
+    drawn = np.random.default_rng(0).integers(0, len(array), (draws, len(array)))
+    # As counts: the mean of a draw is a product of matrices, whatever the shape of a value is.
+    counts = np.stack([np.bincount(row, minlength=len(array)) for row in drawn])
+    means = np.tensordot(counts / len(array), array, axes=1)
+    # Rounding must not carry a share beyond 1.
+    return np.quantile(means, [0.025, 0.975], axis=0).clip(array.min(axis=0), array.max(axis=0))
+
+
+def with_interval(values: Sequence[float], digits: int = 4, bounded: bool = False) -> str:
+    """Mean and 95 % interval, as a table shows them: by Student's t, or `bounded`, by bootstrap."""
     mean, half_width = mean_and_interval(values)
     if half_width is None:
         return f"{mean:.{digits}f}"
-    low, high = mean - half_width, mean + half_width
+    low, high = bootstrap_interval(values) if bounded else (mean - half_width, mean + half_width)
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
@@ -209,6 +228,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console().print(table)
 
 
+QUICK_NOTE = (
+    "This is a --quick run: it shows that the example works. Its figures mean nothing, and what is "
+    "to be expected of a full run need not hold in them."
+)
+
+
 class Report:
     """What an example found: printed as it comes, then written as Markdown, JSON and a picture.
 
@@ -220,6 +245,8 @@ class Report:
     def __init__(self, title: str, options: argparse.Namespace) -> None:
         self.options, self.started = options, time.perf_counter()
         self.markdown = [f"# {title}", "", options.doc]
+        if options.quick:
+            self.paragraph(QUICK_NOTE)
 
     def paragraph(self, *lines: str) -> None:
         print_lines("", *lines)
@@ -315,10 +342,14 @@ def draw_curve(
     axes.plot(steps, mean, label=name, **LINES[name])
     if half_width is not None:
         half_width = np.array(half_width, "float64")
-        color = LINES[name]["color"]
-        axes.fill_between(
-            steps, mean - half_width, mean + half_width, color=color, alpha=0.2, linewidth=0
-        )
+        draw_band(axes, LINES[name], steps, (mean - half_width, mean + half_width))
+
+
+def draw_band(
+    axes: Axes, style: Mapping[str, Any], steps: Sequence[Any], interval: Any, alpha: float = 0.2
+) -> None:
+    """The interval of a curve, from its lower to its upper end, in the colour of its `style`."""
+    axes.fill_between(steps, *interval, color=style["color"], alpha=alpha, linewidth=0)
 
 
 def save(picture: Figure, path: Path) -> None:

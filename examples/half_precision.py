@@ -315,7 +315,7 @@ def report_on(results: dict[str, Any], report: shared.Report) -> None:
         report.paragraph("A quick run of a few steps: its figures mean nothing.")
     if not is_fine_tuned():
         report.paragraph(
-            "No fine-tuning: KerasHub is not installed. `pip install keras-hub` adds it."
+            "No fine-tuning: KerasHub is not installed. `pip install -e '.[libraries]'` adds it."
         )
     for label, rate, of_rate in panels_of(results):
         first = [run[0] for run in of_rate[REFERENCE]["losses"]]

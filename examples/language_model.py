@@ -55,7 +55,7 @@ class Size(NamedTuple):
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 FULL = Size(rows=262_144, steps=320, every=40, timed_steps=60, learning_rates=RATES)
-QUICK = Size(rows=8_192, steps=20, every=10, timed_steps=5, learning_rates=RATES[2:3])
+QUICK = Size(rows=8_192, steps=8, every=4, timed_steps=3, learning_rates=RATES[2:3])
 
 
 class Contender(NamedTuple):
@@ -290,7 +290,7 @@ def draw(results: dict[str, Any]) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = shared.example_parser(__doc__, __file__, seeds=3)
+    parser = shared.example_parser(__doc__, __file__, seeds=3, quick_seeds=1)
     options = shared.parse_options(parser, argv)
     size = QUICK if options.quick else FULL
     try:

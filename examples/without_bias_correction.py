@@ -1,7 +1,7 @@
 """Adam and Yogi rewritten so that no bias correction is needed: what it changes, and what not.
 
-The exercise asks for updates whose averages are right from the first step. Decay rates that depend
-on time do it: with
+Exercise 2 of the section "Adam" in "Dive into Deep Learning" asks for updates whose averages are
+right from the first step. Decay rates that depend on time do it: with
 
     β_t = β (1 − βᵗ⁻¹) / (1 − βᵗ),    so that    1 − β_t = (1 − β) / (1 − βᵗ),
 

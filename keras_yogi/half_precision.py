@@ -82,10 +82,15 @@ def join(variable: Tensor, stored: Tensor) -> Tensor:
         has_residual = ops.logical_and(magnitude > 0, magnitude < 0x7F80)
         low = ops.where(has_residual, stored, ops.zeros_like(stored))
         return _bitcast(ops.left_shift(bits, 16) + low, "float32")
-    # Below a power of two digits are half as wide: a value that was set there would move.
-    is_power = ops.logical_and(ops.bitwise_and(bits, 1023) == 0, _exponent(bits) > 1)
-    least = ops.where(is_power, -0x4000, -0x8000)
-    magnitude = ops.cast(_in_parts(bits) + ops.where(stored > least, stored, least), "float32")
+    # The residual of another value must not round to another variable. Below a power of two digits
+    # are half as wide; a half is rounded to even, and float32 keeps multiples of 8 parts.
+    is_power = ops.bitwise_and(bits, 1023) == 0
+    most = ops.where(ops.bitwise_and(bits, 1) == 0, 0x8000, 0x7FF8)
+    least = ops.where(is_power, -0x4000, -most)
+    within = ops.where(stored < least, least, ops.where(stored > most, most, stored))
+    magnitude = ops.cast(
+        _in_parts(bits) + ops.where(_exponent(bits) > 1, within, stored), "float32"
+    )
     weights = _signed(magnitude * _part(bits), bits)
     return ops.where(_exponent(bits) == 31, ops.cast(variable, "float32"), weights)
 

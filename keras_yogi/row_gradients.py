@@ -160,8 +160,8 @@ else:
 
     def dense(gradient: Tensor) -> Tensor:
         """The dense gradient; repeated rows of a sparse one are summed."""
-        if keras.config.backend() == "torch" and getattr(gradient, "is_sparse", False):
-            return gradient.to_dense()
+        if keras.config.backend() == "torch" and ops.is_tensor(gradient):
+            return gradient.to_dense() if gradient.is_sparse else gradient
         return ops.convert_to_tensor(gradient, sparse=False)
 
     def with_shape(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:

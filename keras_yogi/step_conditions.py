@@ -61,6 +61,11 @@ if keras.config.backend() == "tensorflow":
 
         replica_context.merge_call(for_all_replicas, args=(faulty_replicas, gradients))
 
+    def _all_finite(gradients: Gradients) -> Tensor:
+        """A boolean scalar: no gradient has a NaN or an infinity."""
+        values = [row_gradients.values_of(g) for g in gradients if g is not None]
+        return ops.all(ops.stack([ops.all(ops.isfinite(v)) for v in values]))
+
 else:
 
     def after_a_batch(gradients: Gradients) -> contextlib.AbstractContextManager[None]:
@@ -73,19 +78,77 @@ else:
         skipped_steps: keras.Variable,
         state: Sequence[keras.Variable],
     ) -> None:
-        """Calls `apply(gradients)`, then undoes it where a gradient was not finite and counts
-        the step in `skipped_steps`: JAX traces both branches of a condition, so that side effects
-        in a branch would leak out of it. `state` lists the other variables that `apply` changes.
+        """Calls `apply(gradients)` if every gradient is finite, else counts the step in
+        `skipped_steps`. `state` lists the other variables that `apply` may change.
         """
         finite = _all_finite(gradients)
-        before = [ops.copy(variable.value) for variable in state]
-        apply(gradients)
-        for variable, old in zip(state, before, strict=True):
-            variable.assign(ops.where(finite, variable.value, old))
+        if _is_known(finite):
+            if finite:
+                apply(gradients)
+            else:
+                skipped_steps.assign_add(1)
+            return
+        everything = [*state, skipped_steps]  # Keras may read all that an optimizer has
+        new = _new_values(finite, gradients, apply, everything)
+        for variable, value in zip(everything, new, strict=True):
+            variable.assign(value)
         skipped_steps.assign_add(ops.cast(ops.logical_not(finite), skipped_steps.dtype))
 
+    def _all_finite(gradients: Gradients) -> Tensor:
+        """A boolean scalar: no gradient has a NaN or an infinity."""
+        reduced = _reduced([g for g in gradients if g is not None])
+        return ops.all(ops.isfinite(ops.stack(reduced)))
 
-def _all_finite(gradients: Gradients) -> Tensor:
-    """A boolean scalar: no gradient has a NaN or an infinity."""
-    values = [row_gradients.values_of(g) for g in gradients if g is not None]
-    return ops.all(ops.stack([ops.all(ops.isfinite(v)) for v in values]))
+
+if keras.config.backend() == "jax":
+    import jax
+
+    def _reduced(values: Sequence[Tensor]) -> list[Tensor]:
+        """A number for each tensor, which is finite if all of the tensor is: 0 · ∞ is NaN.
+
+        Not the largest magnitude: a maximum over several CPU devices forgets NaN.
+        """
+        return [ops.sum(value * 0) for value in values]
+
+    def _is_known(flag: Tensor) -> bool:
+        """Whether its value is there, outside of what JAX traces."""
+        return not isinstance(flag, jax.core.Tracer)
+
+    def _new_values(
+        finite: Tensor,
+        gradients: Gradients,
+        apply: Callable[[Gradients], None],
+        state: Sequence[keras.Variable],
+    ) -> list[Tensor]:
+        """One condition over all values: JAX compiles a selection for each of them slowly."""
+
+        def applied(old: list[Tensor]) -> list[Tensor]:
+            # JAX traces both branches: an assignment to a variable would leak out of its own.
+            with keras.StatelessScope(zip(state, old, strict=True)) as scope:
+                apply(gradients)
+            return [scope.get_current_value(variable) for variable in state]
+
+        return jax.lax.cond(finite, applied, lambda old: old, [v.value for v in state])
+
+elif keras.config.backend() == "torch":
+    import torch
+
+    def _reduced(values: Sequence[Tensor]) -> list[Tensor]:
+        """Numbers that are finite if all tensors are: largest magnitudes. Empty ones have none."""
+        of_some = [value for value in values if value.numel()]
+        return [ops.zeros(()), *(torch._foreach_norm(of_some, torch.inf) if of_some else ())]
+
+    def _is_known(flag: Tensor) -> bool:
+        """Whether its value is there: not in what torch.compile traces, nor on "meta"."""
+        return not torch.compiler.is_compiling() and not flag.is_meta
+
+    def _new_values(
+        finite: Tensor,
+        gradients: Gradients,
+        apply: Callable[[Gradients], None],
+        state: Sequence[keras.Variable],
+    ) -> list[Tensor]:
+        """The step is carried out, and a selection undoes it: torch.compile traces no branch."""
+        before = [ops.copy(variable.value) for variable in state]
+        apply(gradients)
+        return [ops.where(finite, v.value, old) for v, old in zip(state, before, strict=True)]

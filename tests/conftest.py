@@ -7,8 +7,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("KERAS_YOGI_TEST_GPU", ""))
 if os.environ.get("KERAS_BACKEND") == "jax":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # Two devices, for the tests of keras.distribution
-    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    # Eight devices, for the tests of keras.distribution
+    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import keras
 import pytest
@@ -21,6 +21,7 @@ ON_EVERY_BACKEND = sorted(
         "test_backends.py",
         "test_bad_calls.py",
         "test_contract_*.py",
+        "test_half_precision.py",
         "test_keras_adam.py",
         "test_properties.py",
         "test_saving.py",

@@ -1,7 +1,8 @@
 """Runs optimizers of other libraries again on the recorded problem, and prints the differences.
 
-    python tests/record_peers.py record FOLDER    what is installed of optax, torch, torch_optimizer
-                                                  and pytorch_optimizer, one .npz file a run
+    python tests/record_peers.py record FOLDER    what is installed of optax, torch, flwr,
+                                                  torch_optimizer and pytorch_optimizer, one .npz
+                                                  file a run
     python tests/record_peers.py differences      the table of docs/variants.md
 
 The versions that the recordings were made with are in golden/manifest.json.
@@ -9,6 +10,7 @@ The versions that the recordings were made with are in golden/manifest.json.
 
 import argparse
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ import numpy as np
 from support.recordings import MANIFEST, RECORDED_TOLERANCE, RecordedTrajectory, Recording
 
 # Library → its recordings → how the optimizer is made, given the library. JAX's transformations
-# are made as they are, torch's optimizers from the list of parameters.
+# are made as they are, torch's optimizers from the list of parameters, Flower's strategies from the
+# server's first weights.
 PEERS: dict[str, dict[str, Callable[..., Any]]] = {
     "optax": {
         "optax_adam_lr1e-2_eps1e-6": lambda optax: optax.adam(1e-2, eps=1e-6),
@@ -36,6 +39,12 @@ PEERS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "pytorch_optimizer": {
         "pytorch_optimizer_yogi_default": lambda library, p: library.Yogi(p),
+    },
+    "flwr": {
+        "flwr_fedyogi": lambda flwr, p: flwr.server.strategy.FedYogi(initial_parameters=p),
+        "flwr_fedadam": lambda flwr, p: flwr.server.strategy.FedAdam(
+            initial_parameters=p, eta=1e-2, tau=1e-3
+        ),
     },
 }
 
@@ -58,8 +67,9 @@ def record(library: str, name: str) -> Recording:
     """The run `name` of the manifest, made again with the installed version."""
     recorded = Recording.load(name)
     make = PEERS[library][name.rpartition("__")[0]]
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when it is imported
     module = importlib.import_module(library)
-    run = _run_optax if library == "optax" else _run_torch
+    run = {"optax": _run_optax, "flwr": _run_flwr}.get(library, _run_torch)
     states = list(run(module, make, recorded))
     values = {key: np.stack([state[key] for state in states]) for key in states[0]}
     return Recording(name, {**recorded.arrays, **values})
@@ -122,6 +132,29 @@ def _run_torch(
             )
 
 
+def _run_flwr(
+    flwr: Any, make: Callable[..., Any], recorded: Recording
+) -> Iterator[dict[str, np.ndarray]]:
+    import flwr.server.strategy
+    from flwr.common import Code, FitRes, Status, ndarrays_to_parameters
+
+    weights = recorded.weights
+    strategy = make(flwr, ndarrays_to_parameters(list(weights.values())))
+    for step in range(1, recorded.steps[-1] + 1):
+        # One client, whose weights have changed by minus the gradient.
+        changed = [
+            w - recorded.gradient(name, step)
+            for name, w in zip(weights, strategy.current_weights, strict=True)
+        ]
+        answer = FitRes(Status(Code.OK, ""), ndarrays_to_parameters(changed), 1, {})
+        strategy.aggregate_fit(step, [(None, answer)], [])
+        if step in recorded.steps:
+            # Flower's m is that of the change; the gradient's has the other sign.
+            values = strategy.current_weights, [-m for m in strategy.m_t], strategy.v_t
+            of_each = (dict(zip(weights, arrays, strict=True)) for arrays in values)
+            yield _by_name(dict(zip(("param", "m", "v"), of_each, strict=True)))
+
+
 def _copy(tensor: Any) -> np.ndarray:
     """The values of a torch tensor, which the next step overwrites."""
     return tensor.detach().numpy().copy()
@@ -149,6 +182,8 @@ IMPLEMENTATIONS = [
     "torch_adam_lr1e-2_eps1e-6",
     "torch_adamw_wd1e-2",
     "torch_sparse_adam",
+    "flwr_fedyogi",
+    "flwr_fedadam",
     "torch_optimizer_yogi_default",
     "pytorch_optimizer_yogi_default",
 ]

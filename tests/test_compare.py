@@ -5,10 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import time
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +13,8 @@ import numpy as np
 import pytest
 from matplotlib import colors, image
 from scipy import stats
-from support.processes import HANG, ROOT, run_python
+from support.processes import ROOT, run_python
+from support.tensorboard_server import tensorboard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
@@ -255,55 +252,19 @@ def test_airfoil_gives_the_textbooks_losses(compare, airfoil_file, monkeypatch, 
 # A TensorBoard server
 
 
-@pytest.fixture
-def server(job, tmp_path):
-    """Asks a TensorBoard server over the job's log folder: `server(path, **query)`."""
-    options = ["--logdir", str(job.logdir), "--host", "127.0.0.1", "--port", "0"]
-    address = None
-    with (tmp_path / "output").open("w+") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tensorboard.main", *options],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            deadline = time.monotonic() + HANG
-            while not address:
-                assert process.poll() is None, (tmp_path / "output").read_text()
-                assert time.monotonic() < deadline, (tmp_path / "output").read_text()
-                time.sleep(0.2)
-                address = re.search(
-                    r"http://127\.0\.0\.1:\d+", (tmp_path / "output").read_text(encoding="utf-8")
-                )
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-            def ask(path, **query):
-                url = f"{address[0]}{path}?{urllib.parse.urlencode(query)}"
-                with opener.open(url, timeout=HANG) as answer:
-                    return json.load(answer)
-
-            yield ask
-        finally:
-            process.terminate()
-            process.wait(timeout=HANG)
-
-
 @pytest.mark.parametrize("job", ["diabetes"], indirect=True)
-def test_tensorboard_server_shows_every_run(job, server):
+def test_tensorboard_server_shows_every_run(job, tmp_path):
     expected = {}
     for name in OPTIMIZERS:
         for part in ("train", "validation"):
             expected[f"{name}/{part}"] = events(job.logdir / name / part)
-    deadline = time.monotonic() + HANG
-    tags = {}
-    while {run: set(of_run) for run, of_run in tags.items()} != {
-        run: set(of_run) for run, of_run in expected.items()
-    }:
-        assert time.monotonic() < deadline, tags  # it reads the files in the background
-        time.sleep(0.2)
-        tags = server("/data/plugin/scalars/tags")
-    assert set(server("/data/runs")) == set(expected)
-    for run, of_run in expected.items():
-        for tag, points in of_run.items():
-            shown = server("/data/plugin/scalars/scalars", run=run, tag=tag)
-            assert [(step, value) for _, step, value in shown] == points
+    tags = {run: set(of_run) for run, of_run in expected.items()}
+    with tensorboard(job.logdir, tmp_path / "output") as server:
+        server.wait_for(
+            lambda: {r: set(t) for r, t in server.get("plugin/scalars/tags").items()} == tags
+        )
+        assert set(server.get("runs")) == set(expected)
+        for run, of_run in expected.items():
+            for tag, points in of_run.items():
+                shown = server.get("plugin/scalars/scalars", run=run, tag=tag)
+                assert [(step, value) for _, step, value in shown] == points

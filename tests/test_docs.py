@@ -14,8 +14,8 @@ from support.training import hard_gradients, initial_weights, trajectory
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("logs/*.md")])
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)\s]+)\)")
-# Its code needs two devices, and runs in test_distribute.
-ELSEWHERE = {ROOT / "docs" / "distributed.md"}
+# Their code needs two devices, and runs in test_distribute; or Flower, and runs in test_federated.
+ELSEWHERE = {ROOT / "docs" / "distributed.md", ROOT / "docs" / "federated.md"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 

@@ -1,5 +1,6 @@
 """The examples, run as a user runs them, with --quick; and what their docs and the README claim."""
 
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -16,6 +17,8 @@ import keras_yogi
 
 EXAMPLES = ROOT / "examples"
 OWN_TEST = {"compare", "multi_worker"}  # test_compare.py, test_multi_worker.py
+if importlib.util.find_spec("flwr") is None:
+    OWN_TEST.add("federated")  # needs the extra of this name
 NAMES = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py") if path.stem not in OWN_TEST)
 
 
@@ -88,6 +91,7 @@ def test_table_json_picture_and_runs_are_written(quick, results, name):
     assert text.startswith("# ")
     assert f"]({name}.png)" in text
     assert f"`python examples/{name}.py --quick`" in text
+    assert "figures mean nothing" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) > 2
     output = (folder / "output.txt").read_text(encoding="utf-8")
@@ -116,6 +120,44 @@ def test_nothing_is_said_beside_the_results(quick, name):
         text = path.read_text(encoding="utf-8")
         assert str(folder) not in text
         assert str(EXAMPLES.parent) not in text
+
+
+def test_results_in_the_documentation_are_of_full_runs():
+    for name in {*NAMES, "federated"}:
+        folder = ROOT / "docs" / "results"
+        assert json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["quick"] is False
+        text = (folder / f"{name}.md").read_text(encoding="utf-8")
+        assert "--quick run" not in text
+        assert f"Printed by `python examples/{name}.py` in" in text
+
+
+def test_bootstrap_interval_stays_in_the_possible_range(runs):
+    """Shares of which one is 1: Student's t would go beyond."""
+    shares = [0.2, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    mean, half_width = runs.shared.mean_and_interval(shares)
+    assert mean + half_width > 1
+    low, high = runs.shared.bootstrap_interval(shares)
+    assert 0.2 < low < mean < high <= 1.0
+    assert (
+        runs.shared.with_interval(shares, 2, bounded=True)
+        == f"{mean:.2f} ({low:.2f} to {high:.2f})"
+    )
+    assert runs.shared.bootstrap_interval([0.5]) is None
+    assert runs.shared.with_interval([0.5], 2, bounded=True) == "0.50"
+
+
+def test_bootstrap_interval_of_many_values_is_the_normal_one(runs):
+    """Of 400: 1.96 standard errors to either side, to the quantiles' own error over 10,000 draws
+    (2 %, three times allowed); for every column the same as by itself.
+    """
+    values = np.random.default_rng(0).normal(size=(400, 3))
+    low, high = runs.shared.bootstrap_interval(values)
+    error = values.std(axis=0) / np.sqrt(400)
+    np.testing.assert_allclose((high - low) / 2, 1.96 * error, rtol=0.06)
+    np.testing.assert_allclose(
+        (high + low) / 2, values.mean(axis=0), rtol=0, atol=0.1 * error.max()
+    )
+    np.testing.assert_allclose(runs.shared.bootstrap_interval(values[:, 1]), [low[1], high[1]])
 
 
 def test_folder_that_cannot_be_written_to_is_refused(runs, tmp_path, monkeypatch, capsys):

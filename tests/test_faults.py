@@ -39,8 +39,8 @@ def run():
     command = module_command("support.training_job", "serve")
     if os.geteuid() == 0 and permissions_bind():
         command = [*ORDINARY, *command]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
-    with subprocess.Popen(command, **pipes) as server:
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, env=environment(measured=False), **pipes) as server:
 
         def run(job, folder, kill=None, **arguments):
             request = {"job": job, "arguments": {"folder": str(folder), **arguments}}

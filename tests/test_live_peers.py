@@ -1,6 +1,6 @@
 """The recordings are what the libraries compute, and keras_yogi computes it beside them.
 
-Runs where optax, torch, torch_optimizer or pytorch_optimizer is installed, each on its own.
+Runs where optax, torch, torch_optimizer, pytorch_optimizer or flwr is installed, each on its own.
 """
 
 import importlib

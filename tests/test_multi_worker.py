@@ -5,10 +5,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,36 +15,15 @@ from support.cases import OPTIONS
 from support.comparison import assert_same_trajectory
 from support.distribute_cases import EXAMPLE, WORKER_LOOPS, free_ports
 from support.distribute_training import FAULTS, replica_gradients
-from support.processes import HANG, environment
+from support.processes import HANG, running
 from test_distribute import SAME_OPERATIONS, Results, distributed, joint, one_device
-
-
-@contextlib.contextmanager
-def running(log: Path, *command: object, **variables: str) -> Iterator[subprocess.Popen]:
-    """A Python process, of which nothing is left afterwards, nor of the processes it has started:
-    they are one process group.
-    """
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            stdout=file,
-            stderr=file,
-            env=environment(**variables),
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def run_example(folder: Path, epochs: int, workers: int = 2) -> str:
     """Runs the example to its end; returns what it has printed."""
     log = folder.with_suffix(".log")
     arguments = ("--folder", folder, "--epochs", epochs, "--workers", workers)
-    with running(log, EXAMPLE, *arguments) as process:
+    with running(log, EXAMPLE, *arguments, measured=True) as process:
         code = process.wait(HANG)
     assert code == 0, log.read_text()
     return log.read_text()
@@ -184,7 +160,8 @@ def results(tmp_path_factory):
         for index in range(2):
             config = {"cluster": cluster, "task": {"type": "worker", "index": index}}
             command = ("-m", "support.distribute_cases", "worker", folder)
-            worker = running(folder / f"{index}.log", *command, TF_CONFIG=json.dumps(config))
+            log = folder / f"{index}.log"
+            worker = running(log, *command, measured=True, TF_CONFIG=json.dumps(config))
             processes.append(stack.enter_context(worker))
         codes = [process.wait(HANG) for process in processes]
     assert codes == [0, 0], (folder / "0.log").read_text()

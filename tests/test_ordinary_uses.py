@@ -2,8 +2,6 @@
 a server may ask of an optimizer without thinking of it.
 """
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from support.backend import MODES, tf_mode
+from support.processes import run_python
 
 import keras_yogi
 
@@ -180,12 +179,7 @@ def test_a_custom_gradient(make):
 def test_variables_on_another_device():
     """In a process of its own, because TensorFlow must not have started."""
     path = Path(__file__).parent / "support" / "two_devices.py"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", str(path)],
-        cwd=path.parents[1],
-        capture_output=True,
-        text=True,
-    )
+    run = run_python("-m", "pytest", "-q", "-o", "addopts=", path, cwd=path.parents[1])
     assert run.returncode == 0, run.stdout[-6000:]
 
 

@@ -80,6 +80,7 @@ WRONG = {
     "no l2": ("tfa_yogi_l1l2", {"l2_regularization_strength": 0.0}),
     "amsgrad": ("tf215_legacy_adam_default", {"amsgrad": True}),
     "no weight decay": ("torch_adamw_wd1e-2", {"weight_decay": None}),
+    "bias correction": ("flwr_fedyogi", {"bias_correction": "both"}),
     "no clipping": ("keras3_adam_clipnorm", {"clipnorm": None}),
     "beta_2 not rounded to float32": ("tfa_yogi_default", {"beta_2": 0.999}),
 }
@@ -265,7 +266,7 @@ def test_code_line_of_the_page_has_the_arguments_of_the_case(setting):
 
 
 def test_page_has_a_code_line_for_every_implementation():
-    assert len(table_lines()) == 12
+    assert len(table_lines()) == 14
 
 
 def test_page_shows_the_differences_that_are_measured():
@@ -282,3 +283,32 @@ def test_snippets_of_the_page_run():
     run = replay(namespace["paper"], recording)
     formula = PeerFormula("yogi", 0.9, 0.999, 1e-3, epsilon_hat=True, bias_correction="none")
     assert_apart(differences(run, peer_trajectory(formula, recording)), {}, "float32")
+    assert int(namespace["fed_adam"].iterations) == 1
+
+
+def test_rule_of_openfl_is_its_formula():
+    """v ← β₂ v + (1 − β₂) sign(g² − v) g², which is neither Adam's v nor Yogi's."""
+    namespace = {}
+    for block in python_blocks():
+        exec(block, namespace)
+    recording = Recording.load("flwr_fedyogi__f64")
+    run = replay(namespace["OpenFLYogi"](RecordedRates(recording)), recording)
+    weights = recording.weights["kernel"]
+    m, v = np.zeros_like(weights), np.zeros_like(weights)
+    expected = {"param": [weights], "m": [m], "v": [v]}
+    for t in range(1, recording.steps[-1] + 1):
+        g = recording.gradient("kernel", t)
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * np.sign(g**2 - v) * g**2
+        m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.999**t)
+        weights = weights - recording.learning_rates[t - 1] * m_hat / (np.sqrt(v_hat) + 1e-8)
+        if t in recording.steps:
+            for name, value in zip(expected, (weights, m, v), strict=True):
+                expected[name].append(value)
+    theirs = {f"{name}_kernel": np.stack(values) for name, values in expected.items()}
+    assert_apart(differences(run, theirs), {}, "float64")
+
+
+def test_a_step_ahead_is_told_apart():
+    recording = Recording.load("flwr_fedadam__f64")
+    assert_told_apart(replace(RUN_OF[recording.name], first_iteration=0).run(recording), recording)

@@ -12,8 +12,6 @@ The default run is short and always the same. Settings, as environment variables
 import copy
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 from dataclasses import replace
@@ -35,6 +33,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from support.cases import KINDS as RULES
+from support.processes import run_python
 from support.stateful import (
     KINDS,
     ROADS,
@@ -683,11 +682,6 @@ def test_all_agree_with_variables_on_two_devices():
     """In a process of its own, because TensorFlow must not have started."""
     here = Path(__file__)
     name = f"{here}::{test_all_agree_after_any_sequence.__name__}"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", name],
-        env={**os.environ, "KERAS_YOGI_STATEFUL_DEVICES": "2"},
-        cwd=here.parents[1],
-        capture_output=True,
-        text=True,
-    )
+    command = ("-m", "pytest", "-q", "-o", "addopts=", name)
+    run = run_python(*command, cwd=here.parents[1], KERAS_YOGI_STATEFUL_DEVICES="2")
     assert run.returncode == 0, run.stdout[-6000:]

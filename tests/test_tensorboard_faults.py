@@ -2,15 +2,13 @@
 
 import gc
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import keras
 import pytest
 import tensorflow as tf
-from support.processes import HANG
+from support.processes import run_python
 from support.tensorboard_runs import events, fit_lookups, lookup_model, lookups
 
 import keras_yogi
@@ -103,9 +101,8 @@ def test_what_was_written_before_an_error_is_there(how, tmp_path):
 
 
 FULL = """
-    import resource, signal, sys, warnings
+    import resource, signal, warnings
     import keras, keras_yogi
-    sys.path.insert(0, {tests!r})
     from support import tensorboard_runs as t
     callback = keras_yogi.TensorBoard({folder!r}, optimizer_freq={frequency!r})
     model, twin = [t.lookup_model(keras_yogi.Adam(0.0625)) for _ in range(2)]
@@ -125,12 +122,8 @@ FULL = """
 @pytest.mark.parametrize("frequency", ["batch", "epoch"])
 def test_training_goes_on_when_the_disk_is_full(frequency, tmp_path):
     """As with keras.callbacks.TensorBoard, but with a warning, and once."""
-    code = textwrap.dedent(FULL).format(
-        tests=str(Path(__file__).parent), folder=str(tmp_path / "logs"), frequency=frequency
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False
-    )
+    code = textwrap.dedent(FULL).format(folder=str(tmp_path / "logs"), frequency=frequency)
+    done = run_python("-c", code, measured=False)
     assert "RESULT 12 True 1" in done.stdout, done.stderr
     files = list((tmp_path / "logs").glob("events*"))
     assert [path.stat().st_size <= 20_000 for path in files] == [True]

@@ -1,16 +1,13 @@
 """keras_yogi.TensorBoard with other optimizers, wrappers and strategies; bad arguments."""
 
 import re
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from support.figures import FIGURES, ROUNDING, by_hand
-from support.processes import HANG
+from support.processes import run_python
 from support.tensorboard_runs import (
     OF_VARIABLES,
     SCALARS,
@@ -164,12 +161,10 @@ def test_a_model_that_is_built_by_its_first_batch(tmp_path):
 
 
 MIRRORED = """
-    import sys
     import keras_yogi
     import tensorflow as tf
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    sys.path.insert(0, {tests!r})
     from support import tensorboard_runs as t
     for name, strategy in dict(
         mirrored=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
@@ -190,10 +185,8 @@ MIRRORED = """
 
 def test_mirrored_variables(tmp_path):
     """Two replicas and one end with the same slots, up to the order of a sum of gradients."""
-    code = textwrap.dedent(MIRRORED).format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False
-    )
+    code = textwrap.dedent(MIRRORED).format(folder=str(tmp_path))
+    done = run_python("-c", code)
     assert "OK mirrored 6" in done.stdout, done.stderr
     for runs in ("", "_batches"):
         mirrored, one = (tmp_path / f"{name}{runs}" for name in ("mirrored", "one"))

@@ -1,13 +1,5 @@
 """A real TensorBoard, asked over HTTP for what keras_yogi.TensorBoard has written."""
 
-import json
-import re
-import subprocess
-import sys
-import time
-import urllib.parse
-import urllib.request
-
 import pytest
 from support.figures import FIGURES, ROUNDING, by_hand
 from support.tensorboard_runs import (
@@ -18,57 +10,11 @@ from support.tensorboard_runs import (
     fit_lookups,
     lookup_model,
 )
+from support.tensorboard_server import tensorboard
 
 import keras_yogi
 
 RUNS = {"adam": keras_yogi.Adam, "yogi": keras_yogi.Yogi}
-
-
-class Server:
-    """TensorBoard on a free port of this machine."""
-
-    def __init__(self, logdir, output):
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
-        command += ["--host", "127.0.0.1", "--port", "0", "--reload_interval", "1"]
-        self._output = output
-        self.process = subprocess.Popen(command, stdout=output.open("w"), stderr=subprocess.STDOUT)
-        self.url = self._wait_for(self._address, seconds=120)
-
-    def _address(self):
-        found = re.search(r"http://127\.0\.0\.1:\d+/", self._output.read_text())
-        return found and found[0]
-
-    def _wait_for(self, look, seconds):
-        last = time.monotonic() + seconds
-        while time.monotonic() < last:
-            if found := look():
-                return found
-            assert self.process.poll() is None, self._output.read_text()
-            time.sleep(0.2)
-        raise AssertionError(f"nothing after {seconds} s: {self._output.read_text()}")
-
-    def get(self, path, **arguments):
-        return self._open(f"{self.url}data/{path}?{urllib.parse.urlencode(arguments)}")
-
-    def post(self, path, **arguments):
-        body = json.dumps(arguments).encode()
-        headers = {"Content-Type": "application/json"}
-        return self._open(urllib.request.Request(f"{self.url}data/{path}", body, headers))
-
-    def _open(self, request):
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
-
-    def wait_for_runs(self, runs):
-        self._wait_for(lambda: set(runs) <= set(self.get("runs")), seconds=120)
-
-    def stop(self):
-        self.process.terminate()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +31,10 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(models, tmp_path_factory):
     logdir, _ = models
-    server = Server(logdir, tmp_path_factory.mktemp("server") / "output")
-    try:
-        server.wait_for_runs([f"{run}{part}" for run in RUNS for part in ("", "/train")])
+    runs = {f"{run}{part}" for run in RUNS for part in ("", "/train")}
+    with tensorboard(logdir, tmp_path_factory.mktemp("server") / "output") as server:
+        server.wait_for(lambda: runs <= set(server.get("runs")))
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -171,9 +115,3 @@ def test_one_card_a_layer(server):
         lines = server.get("plugin/custom_scalars/scalars", run="adam", tag=pattern)
         expected = {f"optimizer_effective_lr_median/{v}" for v in variables}
         assert set(lines["tag_to_events"]) == expected
-
-
-def test_the_server_can_be_stopped(models, tmp_path):
-    server = Server(models[0], tmp_path / "output")
-    server.stop()
-    assert server.process.poll() is not None

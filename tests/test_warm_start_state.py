@@ -1,13 +1,12 @@
 """`warm_start` takes any data and any `train_step`, and leaves all but the velocities as it was."""
 
-import subprocess
-import sys
 import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.processes import run_python
 
 import keras_yogi
 
@@ -281,7 +280,5 @@ assert model.optimizer.get_slot(layers[0].kernel, "velocity").numpy().max() > 0
 
 
 def test_each_replica_keeps_its_own_statistics():
-    process = subprocess.run(
-        [sys.executable, "-c", TWO_REPLICAS], capture_output=True, text=True, check=False
-    )
+    process = run_python("-c", TWO_REPLICAS)
     assert process.returncode == 0, process.stderr[-2000:]

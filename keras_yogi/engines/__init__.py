@@ -1,7 +1,7 @@
 """How steps are carried out: groups of variables and their slots, and what updates them.
 
-An engine is given a rule, the step's scalars and gradients. It knows no optimizer. TensorFlow is
-imported on that backend alone.
+An engine is given a rule, the step's scalars and gradients. It knows no optimizer. TensorFlow and
+PyTorch are imported on those backends alone.
 """
 
 import keras
@@ -22,6 +22,15 @@ __all__ = [
 
 if keras.config.backend() == "tensorflow":
     from keras_yogi.engines.tensorflow import (
+        check_strategy,
+        colocated_with,
+        fused_engine,
+        packed_groups,
+        unfused_engine,
+        unsupported_reason,
+    )
+elif keras.config.backend() == "torch":
+    from keras_yogi.engines.torch import (
         check_strategy,
         colocated_with,
         fused_engine,

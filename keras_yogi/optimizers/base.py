@@ -478,7 +478,19 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         )
 
     def _apply(self, grads: Sequence[Tensor | None], variables: Sequence[Any]) -> None:
+        frequency = self.ema_overwrite_frequency
+        overwrites = ops.equal((self.iterations + 1) % frequency, 0) if frequency else False
         super().apply([row_gradients.divisible(g) for g in grads], variables)
+        if frequency and keras.config.backend() == "jax":
+            self._take_residuals_of_averages(overwrites)
+
+    def _take_residuals_of_averages(self, overwritten: Tensor) -> None:
+        """On JAX Keras itself gives the variables their averages, if it is their step."""
+        averages = self._model_variables_moving_average
+        for variable, average in zip(self._trainable_variables, averages, strict=True):
+            if average is not None and self._residual(variable) is not None:
+                whole = ops.where(overwritten, average.value, self._weights(variable))
+                self._set_weights(variable, whole)
 
     def _coalesced(self, gradient: Tensor | None, variable: Any) -> Tensor | None:
         """Each row once; all rows, where Keras computes with the gradient as a whole."""

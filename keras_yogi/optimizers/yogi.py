@@ -58,9 +58,9 @@ class Yogi(AdaptiveOptimizer):
             the momentum alone is then another than with "exact", and with β₁ = 0 nothing is.
             Defaults to "exact".
         fused: "auto": update many variables in few operations where that is possible (on
-            TensorFlow, tf.distribute included); True: do, or say why not; False: one variable after
-            another, which is the specification. `optimizer.engine` tells which it is. Defaults to
-            "auto".
+            TensorFlow, tf.distribute included, and on PyTorch); True: do, or say why not; False:
+            one variable after another, which is the specification. `optimizer.engine` tells which
+            it is. Defaults to "auto".
         skip_nonfinite: a step with a NaN or an infinity in any gradient changes nothing and is
             counted in `skipped_steps`. Defaults to False: they reach the weights, as in Keras.
         bias_correction: which moments are corrected for their start: "both"; "momentum": v̂ = v;

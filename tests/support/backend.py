@@ -87,7 +87,7 @@ FIT_MODES: dict[str, dict[str, Any]] = {
 # The engines there are: the arguments that ask for them.
 ENGINES: dict[str, dict[str, Any]] = {
     "unfused": {"fused": False},
-    **({"fused": {"fused": True}} if ON_TENSORFLOW else {}),
+    **({"fused": {"fused": True}} if BACKEND != "jax" else {}),
 }
 
 

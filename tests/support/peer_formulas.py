@@ -39,6 +39,8 @@ class PeerFormula:
     rows: str = "exact"
     # "step", by 1 − βᵗ; "first step", by 1 − β for ever; "none".
     bias_correction: str = "step"
+    # How far the t of the bias correction is ahead of the number of steps.
+    steps_ahead: int = 0
 
     @classmethod
     def of(cls, recording: str) -> "PeerFormula":
@@ -60,6 +62,7 @@ class PeerFormula:
             self.l1,
             self.l2,
             frozen=self.bias_correction == "first step",
+            steps_ahead=self.steps_ahead,
             powers_of=(
                 self.beta_1 if self.beta_1_of_powers is None else self.beta_1_of_powers,
                 self.beta_2 if self.beta_2_of_powers is None else self.beta_2_of_powers,
@@ -71,15 +74,16 @@ class PeerFormula:
 
 @dataclass
 class PeerReference(Reference):
-    """The reference, with a bias correction that is rounded or that stands still."""
+    """The reference, with a bias correction that is rounded, stands still or is ahead."""
 
     frozen: bool = False  # at the first step
+    steps_ahead: int = 0
     powers_of: tuple[float, float] = (0.0, 0.0)
 
     def corrections(self) -> tuple[float, float]:
         if self.bias_correction == "none":
             return super().corrections()
-        step = 1 if self.frozen else self.step
+        step = 1 if self.frozen else self.step + self.steps_ahead
         return 1.0 - self.powers_of[0] ** step, 1.0 - self.powers_of[1] ** step
 
 

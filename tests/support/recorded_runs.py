@@ -23,6 +23,7 @@ class RecordedRun:
     learning_rate: Any
     arguments: Mapping[str, Any] = field(default_factory=dict)
     initial_slots: Mapping[str, float] = field(default_factory=dict)
+    first_iteration: int = 0
     # Where keras_yogi is not to be equal: the fields of the recorded `PeerFormula` in which its own
     # formula is another, and how far apart that takes the quantities it concerns, in float64.
     otherwise: Mapping[str, Any] = field(default_factory=dict)
@@ -39,9 +40,9 @@ class RecordedRun:
     def run(self, recording: Recording, mode: str = "graph", **changed: Any) -> RecordedTrajectory:
         """The run by keras_yogi; `changed` replaces arguments, to make a wrong variant."""
         exact = recording.dtype == "float64"
-        rate = RecordedRates(recording) if exact else self.learning_rate
+        rate = RecordedRates(recording, self.first_iteration) if exact else self.learning_rate
         optimizer = self.optimizer(rate, **{**self.arguments, **changed})
-        return replay(optimizer, recording, self.initial_slots, mode)
+        return replay(optimizer, recording, self.initial_slots, mode, self.first_iteration)
 
 
 def stored_as_float32(**numbers: float) -> dict[str, float]:
@@ -157,6 +158,20 @@ RECORDED_RUNS = [
         {"epsilon": 1e-8, "epsilon_hat": True},
         otherwise=EXACT_ROWS,
         apart={"param": 0.35, "m": 3.2, "v": 0.034},
+    ),
+    RecordedRun(
+        "flwr_fedyogi",
+        Yogi,
+        0.01,
+        {"beta_2": 0.99, "initial_accumulator_value": 0.0, "bias_correction": "none"},
+    ),
+    # Flower's t is the number of the round, which starts at 1, plus 1.
+    RecordedRun(
+        "flwr_fedadam",
+        Adam,
+        0.01,
+        {"beta_2": 0.99, "epsilon": 1e-3, "epsilon_hat": True},
+        first_iteration=1,
     ),
     RecordedRun("torch_optimizer_yogi_default", Yogi, 0.01, initial_slots=MOMENTUM_TOO),
     RecordedRun("pytorch_optimizer_yogi_default", Yogi, 0.01, initial_slots=MOMENTUM_TOO),

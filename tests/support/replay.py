@@ -17,11 +17,11 @@ KINDS = {"param": "weights", "m": "momentum", "v": "velocity", "vhat": "velocity
 class RecordedRates(keras.optimizers.schedules.LearningRateSchedule):
     """The learning rates of a recording in float64; Keras keeps a plain number in float32."""
 
-    def __init__(self, recording: Recording) -> None:
-        self.rates = recording.learning_rates
+    def __init__(self, recording: Recording, first_iteration: int = 0) -> None:
+        self.rates, self.first_iteration = recording.learning_rates, first_iteration
 
     def __call__(self, step: Any) -> Any:
-        return tf.gather(tf.constant(self.rates), tf.cast(step, "int32"))
+        return tf.gather(tf.constant(self.rates), tf.cast(step, "int32") - self.first_iteration)
 
 
 def replay(
@@ -29,6 +29,7 @@ def replay(
     recording: Recording,
     initial_slots: Mapping[str, float] | None = None,
     mode: str = "graph",
+    first_iteration: int = 0,
 ) -> RecordedTrajectory:
     """The trajectory of a new keras_yogi optimizer that receives the recording's gradients.
 
@@ -37,10 +38,12 @@ def replay(
         recording: where weights and gradients are taken from.
         initial_slots: values to fill slots with before the first step.
         mode: "eager", "graph" or "xla".
+        first_iteration: the number of steps that the optimizer believes to have made at first.
     """
     names = list(recording.weights)
     variables = [keras.Variable(recording.weights[n], dtype=recording.dtype) for n in names]
     optimizer.build(variables)
+    optimizer.iterations.assign(first_iteration)
     for slot, value in (initial_slots or {}).items():
         for variable in variables:
             optimizer.set_slot(variable, slot, np.full(variable.shape, value, recording.dtype))

@@ -2,6 +2,8 @@
 because TensorFlow must not have started when the CPU is divided into two logical devices.
 """
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -29,6 +31,19 @@ def placed(shapes, devices):
     return variables
 
 
+def after_two_steps(devices, shapes, optimizer_class, fused, mode):
+    variables = placed(shapes, devices)
+    optimizer = optimizer_class(0.0625, fused=fused)
+    optimizer.build(variables)
+    step = tf_mode(mode)(lambda: optimizer.apply([tf.ones(s) for s in shapes], variables))
+    step()
+    step()
+    return [np.array(v.numpy()) for v in [*variables, *optimizer.variables]]
+
+
+on_the_first_device = functools.cache(functools.partial(after_two_steps, ["CPU:0"]))
+
+
 @in_eager_and_graph
 @every_engine
 @every_optimizer
@@ -39,16 +54,8 @@ def placed(shapes, devices):
     ids=["small", "large", "several", "small and large"],
 )
 def test_steps_are_those_of_the_first_device(shapes, devices, optimizer_class, fused, mode):
-    def run(devices):
-        variables = placed(shapes, devices)
-        optimizer = optimizer_class(0.0625, fused=fused)
-        optimizer.build(variables)
-        step = tf_mode(mode)(lambda: optimizer.apply([tf.ones(s) for s in shapes], variables))
-        step()
-        step()
-        return [np.array(v.numpy()) for v in [*variables, *optimizer.variables]]
-
-    for a, b in zip(run(devices), run(["CPU:0"]), strict=True):
+    of_job = (tuple(shapes), optimizer_class, fused, mode)
+    for a, b in zip(after_two_steps(devices, *of_job), on_the_first_device(*of_job), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 

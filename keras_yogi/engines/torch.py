@@ -1,0 +1,182 @@
+"""Few operations on PyTorch: small variables joined, large ones in pieces.
+
+An operation on a thousand weights costs what starting it costs, so the slots of small variables lie
+end to end in shared arrays, of which each slot's tensor is a view. A step joins the gradients in
+the same order and calls the rule once. An operation on a million weights writes its result to fresh
+memory, so that large variables are updated a piece at a time, which stays in a cache.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+from torch import _utils
+
+from keras_yogi.engines.base import Engine, Group, Limits, Scalars
+from keras_yogi.engines.plain import (
+    check_strategy,
+    colocated_with,
+    packed_groups,
+    unfused_engine,
+)
+from keras_yogi.half_precision import compute_dtype
+from keras_yogi.rules import Rule, StepScalars
+
+__all__ = [
+    "check_strategy",
+    "colocated_with",
+    "fused_engine",
+    "packed_groups",
+    "unfused_engine",
+    "unsupported_reason",
+]
+
+PIECE = 131_072
+"""Elements that are updated by one call of the rule: 512 KiB of float32. The dozen arrays that the
+call makes are then taken from memory that is at hand."""
+
+SMALL = 32_768
+"""Elements of a variable that is joined with others; joining moves its gradient and its step once
+more through memory."""
+
+join: Callable[[Sequence[torch.Tensor]], torch.Tensor] = _utils._flatten_dense_tensors
+"""Tensors end to end."""
+
+split: Callable[[torch.Tensor, Sequence[torch.Tensor]], Any]
+split = _utils._unflatten_dense_tensors
+"""The reverse of `join`: views of the parts, in the shapes of the second argument's tensors."""
+
+
+def unsupported_reason() -> str | None:
+    """Why there is no fused engine here: there is one."""
+    return None
+
+
+def fused_engine(group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
+    """Joins small variables of one dtype and device; half precision goes one after another."""
+    alone: list[int] = []
+    large: list[int] = []
+    joined: dict[Any, list[list[int]]] = {}
+    elements: dict[Any, int] = {}
+    for index, variable in group.variables.items():
+        value, dtype = variable.value, str(variable.dtype)
+        if dtype != compute_dtype(dtype):
+            alone.append(index)
+        elif value.numel() > SMALL:
+            large.append(index)
+        else:
+            key = (value.dtype, value.device)
+            elements[key] = elements.get(key, PIECE) + value.numel()
+            if elements[key] > PIECE:
+                joined.setdefault(key, []).append([])
+                elements[key] = value.numel()
+            joined[key][-1].append(index)
+
+    def of(kind: type[Group], indices: Sequence[int]) -> Group:
+        variables = {index: group.variables[index] for index in indices}
+        slots = {index: group.slots[index] for index in indices}
+        return kind(variables, slots, group.lazy_rows)
+
+    groups = [of(JoinedGroup, indices) for lists in joined.values() for indices in lists]
+    return Engine([*groups, of(PiecewiseGroup, large), of(Group, alone)])
+
+
+class JoinedGroup(Group):
+    """Small variables of one dtype on one device, updated by one call of the rule."""
+
+    def __init__(
+        self,
+        variables: Mapping[int, Any],
+        slots: Mapping[int, Sequence[Any]],
+        lazy_rows: bool,
+    ) -> None:
+        super().__init__(variables, slots, lazy_rows)
+        self._position = {index: position for position, index in enumerate(variables)}
+        # By the rule's order of slots, then by variable: what Keras writes into, whoever assigns.
+        self._tensors = [[s.value for s in of_all] for of_all in zip(*slots.values(), strict=True)]
+        self._arrays: list[torch.Tensor] = []
+        self._addresses: list[list[int]] = []
+        self._share_arrays()
+
+    def _share_arrays(self) -> None:
+        """Makes the slots' tensors views of shared arrays, unless they are already.
+
+        They are not if somebody gave one of them other memory, such as that of another device.
+        """
+        if self._addresses == [[t.data_ptr() for t in tensors] for tensors in self._tensors]:
+            return
+        self._arrays = [join(tensors) for tensors in self._tensors]
+        for array, tensors in zip(self._arrays, self._tensors, strict=True):
+            for tensor, part in zip(tensors, split(array, tensors), strict=True):
+                tensor.data = part
+        self._addresses = [[t.data_ptr() for t in tensors] for tensors in self._tensors]
+
+    def update(
+        self,
+        rule: Rule,
+        scalars: Scalars,
+        gradients: Mapping[int, torch.Tensor],
+        variables: Mapping[int, Any],
+        slots: Any,
+    ) -> None:
+        weights = [variables[index].value for index in gradients]
+        tensors = [[of_all[self._position[i]] for i in gradients] for of_all in self._tensors]
+        everything = [*weights, *gradients.values(), *(t for of_slot in tensors for t in of_slot)]
+        of_dtype = scalars[compute_dtype(weights[0].dtype)]
+        if not _may_write(everything, of_dtype):
+            super().update(rule, scalars, gradients, variables, slots)
+            return
+        with torch.no_grad():
+            if not torch.compiler.is_compiling():  # an address is nothing that can be traced
+                self._share_arrays()
+            is_whole = len(gradients) == len(self.variables)
+            old = self._arrays if is_whole else [join(of_slot) for of_slot in tensors]
+            flat_gradient = join(list(gradients.values())).to(old[0].dtype)
+            flat_weights = join(weights) if rule.reads_weights else torch.zeros_like(flat_gradient)
+            flat_weights, new = rule.update(flat_gradient, flat_weights, tuple(old), of_dtype)
+            for array, of_slot, value in zip(old, tensors, new, strict=True):
+                if is_whole:
+                    array.copy_(value)
+                else:
+                    torch._foreach_copy_(of_slot, split(value, of_slot))
+            write = torch._foreach_copy_ if rule.reads_weights else torch._foreach_add_
+            write(weights, split(flat_weights, weights))
+
+
+class PiecewiseGroup(Group):
+    """Large variables, updated a piece at a time."""
+
+    def update(
+        self,
+        rule: Rule,
+        scalars: Scalars,
+        gradients: Mapping[int, torch.Tensor],
+        variables: Mapping[int, Any],
+        slots: Any,
+    ) -> None:
+        for index, gradient in gradients.items():
+            stored = [variables[index].value, *(slot.value for slot in slots[index])]
+            of_dtype = scalars[compute_dtype(stored[0].dtype)]
+            if torch.compiler.is_compiling() or not (
+                all(tensor.is_contiguous() for tensor in stored)
+                and _may_write([*stored, gradient], of_dtype)
+            ):
+                super().update(rule, scalars, {index: gradient}, variables, slots)
+                continue
+            with torch.no_grad():
+                flat = [tensor.flatten() for tensor in (gradient.to(stored[0].dtype), *stored)]
+                for piece, *parts in zip(*(t.split(PIECE) for t in flat), strict=True):
+                    weights, new = rule.update(piece, parts[0], tuple(parts[1:]), of_dtype)
+                    for part, value in zip(parts, (weights, *new), strict=True):
+                        part.copy_(value)
+
+
+def _may_write(tensors: Sequence[torch.Tensor], scalars: StepScalars) -> bool:
+    """Whether tensors are computed with where they lie, and written to as they are.
+
+    Inside a `keras.StatelessScope` nothing may be written to; and Keras moves what lies on several
+    devices to its default device, as the specification does.
+    """
+    device = scalars.step.device
+    return not in_stateless_scope() and all(tensor.device == device for tensor in tensors)
