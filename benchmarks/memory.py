@@ -1,8 +1,12 @@
-"""How much memory slots and a step take, over 64M weights (256 MiB in float32).
+"""How much memory slots and a step take, over 64M weights (256 MiB in float32, 128 in bfloat16).
 
 Every contestant runs in a process of its own, which reports its peak resident size before its
 first step and after its third. The gradients exist before: what a step adds is its own. The first
 step of a process that has not used XLA also loads XLA's code.
+
+Bytes a weight are those of the variables that stay: weights, the optimizer's slots (momentum and
+velocity), and the residual of bfloat16. The limit of what a step adds is the largest variable in
+float32 and 64 MiB.
 
     python benchmarks/memory.py
 """
@@ -11,6 +15,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import itertools
 import multiprocessing
 import resource
 import sys
@@ -39,6 +44,14 @@ OPTIMIZERS: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
     "keras_yogi.Yogi": keras_yogi.Yogi,
     "keras_yogi.Yogi, unfused": lambda: keras_yogi.Yogi(fused=False),
 }
+DTYPES = {
+    "float32": OPTIMIZERS,
+    "bfloat16": {
+        **OPTIMIZERS,
+        "keras_yogi.Adam, no residual": lambda: keras_yogi.Adam(keep_residual=False),
+    },
+}
+RESIDUAL = "int16"  # the dtype of this slot, and of no other
 
 
 def peak() -> float:
@@ -54,13 +67,18 @@ def code() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("RssFile")) / 1024
 
 
-def measure(shapes: Sequence[tuple[int, ...]], name: str) -> dict[str, float]:
-    optimizer = OPTIMIZERS[name]()
-    variables = [keras.Variable(np.ones(shape, "float32")) for shape in shapes]
-    gradients = [tf.Variable(tf.ones(shape)) for shape in shapes]
+def total_bytes(variables: Sequence[keras.Variable]) -> int:
+    return sum(int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size for v in variables)
+
+
+def measure(shapes: Sequence[tuple[int, ...]], name: str, dtype: str) -> dict[str, float]:
+    optimizer = DTYPES[dtype][name]()
+    variables = [keras.Variable(np.ones(shape, "float32"), dtype=dtype) for shape in shapes]
+    gradients = [tf.Variable(tf.ones(shape, dtype)) for shape in shapes]
     optimizer.build(variables)
     weights = sum(int(np.prod(shape)) for shape in shapes)
-    slots = sum(int(np.prod(v.shape)) for v in optimizer.variables[2:])
+    slots = optimizer.variables[2:]  # after the step and the learning rate
+    residuals = [v for v in slots if v.dtype == RESIDUAL]
 
     @tf.function(autograph=False)
     def step() -> None:
@@ -71,7 +89,9 @@ def measure(shapes: Sequence[tuple[int, ...]], name: str) -> dict[str, float]:
         step()
     largest = max(int(np.prod(shape)) for shape in shapes)
     return {
-        "slots": slots / weights,
+        "slot_bytes": (total_bytes(slots) - total_bytes(residuals)) / weights,
+        "residual_bytes": total_bytes(residuals) / weights,
+        "bytes": total_bytes([*variables, *slots]) / weights,
         "step_mib": peak() - before,
         "code_mib": code() - code_before,
         "limit_mib": largest * 4 / MIB + 64,
@@ -81,19 +101,23 @@ def measure(shapes: Sequence[tuple[int, ...]], name: str) -> dict[str, float]:
 def main() -> None:
     options = _timing.arguments(__doc__).parse_args()
     results: dict[str, Any] = {}
-    for layout, shapes in (QUICK if options.quick else LAYOUTS).items():
-        results[layout] = {}
-        for name in OPTIMIZERS:
+    layouts = QUICK if options.quick else LAYOUTS
+    for (layout, shapes), dtype in itertools.product(layouts.items(), DTYPES):
+        group = f"{layout}, {dtype}"
+        results[group] = {}
+        for name in DTYPES[dtype]:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                results[layout][name] = pool.apply(measure, (shapes, name))
+                results[group][name] = pool.apply(measure, (shapes, name, dtype))
         _timing.report(
-            layout,
-            results[layout],
+            group,
+            results[group],
             {
-                "slots, of the weights": lambda r: f"{r['slots']:.2f}",
-                "a step adds, MiB": lambda r: f"{r['step_mib']:.0f}",
-                "of it code of libraries": lambda r: f"{r['code_mib']:.0f}",
-                "largest variable + 64 MiB": lambda r: f"{r['limit_mib']:.0f}",
+                "bytes a weight": lambda r: f"{r['bytes']:.2f}",
+                "slots": lambda r: f"{r['slot_bytes']:.2f}",
+                "residual": lambda r: f"{r['residual_bytes']:.2f}",
+                "step, MiB": lambda r: f"{r['step_mib']:.0f}",
+                "of it code": lambda r: f"{r['code_mib']:.0f}",
+                "limit": lambda r: f"{r['limit_mib']:.0f}",
             },
         )
     _timing.write(options.output, "memory", results, "step_mib", "MiB that a step adds (log scale)")

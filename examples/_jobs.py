@@ -3,10 +3,11 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -133,3 +134,101 @@ def least_squares(job: Job) -> float:
     x = np.column_stack([x, np.ones(len(x))])
     weights = np.linalg.lstsq(x, y, rcond=None)[0]
     return float(np.mean((x @ weights - y) ** 2 / 2))
+
+
+# The standard library's source, and a language model
+
+# Modules that every supported Python has, each in one file.
+MODULES = {
+    "training": """
+        argparse ast asyncio/base_events bdb calendar codecs configparser contextlib
+        dataclasses dis doctest enum fractions functools gettext heapq html/parser
+        http/client imaplib inspect ipaddress locale mailbox ntpath optparse os pdb pickle
+        pickletools platform plistlib posixpath pprint pstats pydoc random shlex shutil
+        smtplib socket ssl statistics tarfile tempfile threading tokenize traceback typing
+        unittest/mock urllib/request warnings webbrowser
+    """,
+    "validation": "difflib subprocess textwrap",
+}
+
+BYTES = 256
+LONGEST = 5  # bytes that an embedding stands for
+WIDTH, HEADS = 64, 4
+WINDOW, BATCH_SIZE = 64, 32  # bytes of a sequence, sequences of a batch
+VALIDATION_WINDOWS, VALIDATION_BATCH = 256, 128
+
+
+class Text(NamedTuple):
+    content: np.ndarray  # of uint8
+    inputs: np.ndarray  # what a model is given for each byte
+    sha256: str
+
+
+def text_of_bytes(content: bytes) -> Text:
+    """A model is given the bytes themselves."""
+    array = np.frombuffer(content, "uint8")
+    return Text(array, array, hashlib.sha256(content).hexdigest())
+
+
+def source_bytes(part: str) -> bytes:
+    """The source of MODULES."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    try:
+        return b"".join((folder / f"{name}.py").read_bytes() for name in MODULES[part].split())
+    except OSError as error:
+        message = f"the standard library's source must be there. Received: {error}"
+        raise DataError(message) from error
+
+
+def source(part: str, table_rows: int) -> Text:
+    """The source of MODULES; a model is given `hashed_endings`."""
+    text = text_of_bytes(source_bytes(part))
+    return text._replace(inputs=hashed_endings(text.content, table_rows))
+
+
+def hashed_endings(content: np.ndarray, table_rows: int) -> np.ndarray:
+    """For the last 1, 2, …, LONGEST bytes up to each byte: a row of the table.
+
+    Multiplied by an odd constant and shifted, as in Fibonacci hashing: every ending of every
+    length has a row that looks drawn at random, and some endings share one.
+    """
+    mixed, by_length = np.zeros(len(content), "uint64"), []
+    for length in range(1, LONGEST + 1):
+        byte = np.zeros(len(content), "uint64")  # before the text: 0, which is no byte + 1
+        byte[length - 1 :] = content[: len(content) - length + 1].astype("uint64") + 1
+        mixed = (mixed + byte) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+        by_length.append((mixed >> np.uint64(20)) % np.uint64(table_rows))
+    return np.stack(by_length, axis=1).astype("int32")
+
+
+def windows(text: Text, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs of (windows, WINDOW) bytes and their targets: the byte after each."""
+    positions = starts[:, None] + np.arange(WINDOW)
+    return text.inputs[positions], text.content[positions + 1].astype("int32")
+
+
+def batches(text: Text, steps: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    generator = np.random.default_rng(seed)
+    for _ in range(steps):
+        yield windows(text, generator.integers(len(text.content) - WINDOW, size=BATCH_SIZE))
+
+
+def validation_windows(text: Text) -> tuple[np.ndarray, np.ndarray]:
+    """Evenly spread over the text."""
+    last = len(text.content) - WINDOW - 1
+    return windows(text, np.linspace(0, last, VALIDATION_WINDOWS).astype(int))
+
+
+def language_model(table_rows: int, dtype: str = "float32") -> keras.Model:
+    """One transformer block over the sum of the embeddings, which say where a byte stands."""
+    inputs = keras.Input((WINDOW, LONGEST), dtype="int32")
+    x = ops.sum(layers.Embedding(table_rows, WIDTH, name="table", dtype=dtype)(inputs), axis=2)
+    y = layers.LayerNormalization(dtype=dtype)(x)
+    attention = layers.MultiHeadAttention(HEADS, WIDTH // HEADS, dtype=dtype)
+    x += attention(y, y, use_causal_mask=True)
+    y = layers.LayerNormalization(dtype=dtype)(x)
+    y = layers.Dense(4 * WIDTH, activation="gelu", dtype=dtype)(y)
+    x += layers.Dense(WIDTH, dtype=dtype)(y)
+    y = layers.LayerNormalization(dtype=dtype)(x)
+    return keras.Model(inputs, layers.Dense(BYTES, dtype=dtype)(y))

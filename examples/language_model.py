@@ -24,42 +24,23 @@ step shorter; they leave Adam's perplexity as it is, and Yogi's a little higher.
 """
 
 import argparse
-import hashlib
 import math
 import os
-import sysconfig
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up messages
 
+import _jobs as jobs
 import _shared as shared
 import keras
 import numpy as np
-from keras import layers, ops
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import keras_yogi
 
-# Modules that every supported Python has, each in one file.
-TRAINING_MODULES = """
-    argparse ast asyncio/base_events bdb calendar codecs configparser contextlib dataclasses dis
-    doctest enum fractions functools gettext heapq html/parser http/client imaplib inspect
-    ipaddress locale mailbox ntpath optparse os pdb pickle pickletools platform plistlib
-    posixpath pprint pstats pydoc random shlex shutil smtplib socket ssl statistics tarfile
-    tempfile threading tokenize traceback typing unittest/mock urllib/request warnings
-    webbrowser
-"""
-VALIDATION_MODULES = "difflib subprocess textwrap"
-
-BYTES = 256
-LONGEST = 5  # bytes that an embedding stands for
-WIDTH, HEADS = 64, 4
-WINDOW, BATCH_SIZE = 64, 32  # bytes of a sequence, sequences of a batch
-VALIDATION_WINDOWS, VALIDATION_BATCH = 256, 128
 SELECTION_SEED = 1000  # decides the learning rates, and is not reported
 TIMING_SEED = 1001
 
@@ -104,68 +85,7 @@ COMPARISONS = (
 )
 
 
-# Data
-
-
-class Text(NamedTuple):
-    content: np.ndarray  # of uint8
-    rows: np.ndarray  # (bytes, LONGEST): of the table, for what ends at each byte
-    sha256: str
-
-
-def source(modules: str, table_rows: int) -> Text:
-    folder = Path(sysconfig.get_path("stdlib"))
-    content = b"".join((folder / f"{module}.py").read_bytes() for module in modules.split())
-    array = np.frombuffer(content, "uint8")
-    return Text(array, hashed_endings(array, table_rows), hashlib.sha256(content).hexdigest())
-
-
-def hashed_endings(content: np.ndarray, table_rows: int) -> np.ndarray:
-    """For the last 1, 2, …, LONGEST bytes up to each byte: a row of the table.
-
-    Multiplied by an odd constant and shifted, as in Fibonacci hashing: every ending of every
-    length has a row that looks drawn at random, and some endings share one.
-    """
-    mixed, by_length = np.zeros(len(content), "uint64"), []
-    for length in range(1, LONGEST + 1):
-        byte = np.zeros(len(content), "uint64")  # before the text: 0, which is no byte + 1
-        byte[length - 1 :] = content[: len(content) - length + 1].astype("uint64") + 1
-        mixed = (mixed + byte) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-        by_length.append((mixed >> np.uint64(20)) % np.uint64(table_rows))
-    return np.stack(by_length, axis=1).astype("int32")
-
-
-def windows(text: Text, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (windows, WINDOW, LONGEST) and targets (windows, WINDOW): the byte after each."""
-    positions = starts[:, None] + np.arange(WINDOW)
-    return text.rows[positions], text.content[positions + 1].astype("int32")
-
-
-def batches(text: Text, steps: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    generator = np.random.default_rng(seed)
-    for _ in range(steps):
-        yield windows(text, generator.integers(len(text.content) - WINDOW, size=BATCH_SIZE))
-
-
-def validation_windows(text: Text) -> tuple[np.ndarray, np.ndarray]:
-    """Evenly spread over the text."""
-    last = len(text.content) - WINDOW - 1
-    return windows(text, np.linspace(0, last, VALIDATION_WINDOWS).astype(int))
-
-
 # Training
-
-
-def language_model(table_rows: int) -> keras.Model:
-    """One transformer block over the sum of the embeddings, which say where a byte stands."""
-    inputs = keras.Input((WINDOW, LONGEST), dtype="int32")
-    x = ops.sum(layers.Embedding(table_rows, WIDTH, name="table")(inputs), axis=2)
-    y = layers.LayerNormalization()(x)
-    x += layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(y, y, use_causal_mask=True)
-    y = layers.LayerNormalization()(x)
-    x += layers.Dense(WIDTH)(layers.Dense(4 * WIDTH, activation="gelu")(y))
-    return keras.Model(inputs, layers.Dense(BYTES)(layers.LayerNormalization()(x)))
 
 
 class Run(NamedTuple):
@@ -178,10 +98,10 @@ class Run(NamedTuple):
 class Trainer:
     """A contender's model, compiled once; every run starts it afresh."""
 
-    def __init__(self, contender: Contender, texts: dict[str, Text], size: Size) -> None:
+    def __init__(self, contender: Contender, texts: dict[str, jobs.Text], size: Size) -> None:
         self.texts, self.size = texts, size
-        self.validation = validation_windows(texts["validation"])
-        self.model = language_model(size.rows)
+        self.validation = jobs.validation_windows(texts["validation"])
+        self.model = jobs.language_model(size.rows)
         self.model.compile(
             contender.optimizer(**contender.arguments),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -193,15 +113,15 @@ class Trainer:
         """The seed decides the first weights and the batches."""
         model, size = self.model, self.size
         keras.utils.set_random_seed(seed)
-        model.set_weights(language_model(size.rows).get_weights())
+        model.set_weights(jobs.language_model(size.rows).get_weights())
         model.optimizer.set_weights(self.first_state)
         model.optimizer.learning_rate = learning_rate
         run, losses = Run([], []), []
-        batches_of_run = batches(self.texts["training"], size.steps, seed)
+        batches_of_run = jobs.batches(self.texts["training"], size.steps, seed)
         for step, (x, y) in enumerate(batches_of_run, start=1):
             losses.append(self.step(x, y))
             if step % size.every == 0:
-                loss = model.evaluate(*self.validation, VALIDATION_BATCH, verbose=0)
+                loss = model.evaluate(*self.validation, jobs.VALIDATION_BATCH, verbose=0)
                 run.validation.append(perplexity(loss))
                 run.training.append(perplexity(np.mean(losses[-size.every :])))
             bar.update()
@@ -213,10 +133,12 @@ class Trainer:
         return float(self.model.train_on_batch(x, y))
 
 
-def milliseconds_per_step(trainers: dict[str, Trainer], text: Text, size: Size) -> dict[str, float]:
+def milliseconds_per_step(
+    trainers: dict[str, Trainer], text: jobs.Text, size: Size
+) -> dict[str, float]:
     """Medians of steps that are made in turns: what else the machine does hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in trainers}
-    for x, y in batches(text, 1 + size.timed_steps, TIMING_SEED):
+    for x, y in jobs.batches(text, 1 + size.timed_steps, TIMING_SEED):
         for name, trainer in trainers.items():
             started = time.perf_counter()
             trainer.step(x, y)
@@ -230,7 +152,7 @@ def perplexity(cross_entropy: float) -> float:
 
 
 def train_all(
-    texts: dict[str, Text], size: Size, options: argparse.Namespace
+    texts: dict[str, jobs.Text], size: Size, options: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     """Per contender: the grid on the seed of its own, and one run a seed at the rate that won."""
     trainers = {name: Trainer(contender, texts, size) for name, contender in CONTENDERS.items()}
@@ -259,9 +181,9 @@ def train_all(
 # Results
 
 
-def rows_touched(text: Text, size: Size) -> dict[str, float]:
+def rows_touched(text: jobs.Text, size: Size) -> dict[str, float]:
     """How sparse the gradient of the table is, for the batches of seed 0."""
-    of_batches = [np.unique(x) for x, _ in batches(text, size.steps, seed=0)]
+    of_batches = [np.unique(x) for x, _ in jobs.batches(text, size.steps, seed=0)]
     counts = np.bincount(np.concatenate(of_batches), minlength=size.rows)
     return {
         "by_a_batch": float(np.mean([len(rows) for rows in of_batches])),
@@ -359,7 +281,9 @@ def draw(results: dict[str, Any]) -> Figure:
             if half_width is not None:
                 band = mean - half_width, mean + half_width
                 axes.fill_between(x, *band, color=color, alpha=0.2, linewidth=0)
-    panels[0].set(xlabel=f"steps of {BATCH_SIZE * WINDOW:,} bytes", ylabel="validation perplexity")
+    panels[0].set(
+        xlabel=f"steps of {jobs.BATCH_SIZE * jobs.WINDOW:,} bytes", ylabel="validation perplexity"
+    )
     panels[1].set(xlabel="seconds: steps × median time of a step")
     panels[0].legend(frameon=False)
     return picture
@@ -369,20 +293,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = shared.example_parser(__doc__, __file__, seeds=3, quick_seeds=1)
     options = shared.parse_options(parser, argv)
     size = QUICK if options.quick else FULL
-    modules = {"training": TRAINING_MODULES, "validation": VALIDATION_MODULES}
     try:
-        texts = {part: source(names, size.rows) for part, names in modules.items()}
-    except OSError as error:
-        parser.error(f"the standard library's source must be there. Received: {error}")
+        texts = {part: jobs.source(part, size.rows) for part in jobs.MODULES}
+    except jobs.DataError as error:
+        parser.error(str(error))
     report = shared.Report("A language model with a large embedding", options)
     results = train_all(texts, size, options)
     touched = rows_touched(texts["training"], size)
     report_on(results, touched, size, report)
     text = {
-        part: {"bytes": len(text.content), "sha256": text.sha256, "modules": modules[part].split()}
+        part: {
+            "bytes": len(text.content),
+            "sha256": text.sha256,
+            "modules": jobs.MODULES[part].split(),
+        }
         for part, text in texts.items()
     }
-    sizes = {"table_rows": size.rows, "batch_size": BATCH_SIZE, "window": WINDOW}
+    sizes = {"table_rows": size.rows, "batch_size": jobs.BATCH_SIZE, "window": jobs.WINDOW}
     report.write(
         {"text": text, **sizes, "rows_touched": touched, "optimizers": results}, draw(results)
     )

@@ -1,6 +1,6 @@
 """Weights in float16 and bfloat16, and what these dtypes cannot hold of them.
 
-In bfloat16, 0.5 − 0.001 is 0.5: a weight that keeps nothing else stands still. A weight w of
+In bfloat16, 1 − 0.001 is 1: a weight that keeps nothing else stands still. A weight w of
 float32 is therefore stored in two parts of 16 bits:
 
     w = variable + residual

@@ -273,6 +273,31 @@ def test_gan_measures_are_those_of_the_data_at_best(results):
             assert min(of["data"]["energy distance"]) < last < first
 
 
+def test_bytes_a_weight_and_weights_that_stand_still(quick, results):
+    """Packed slots are at most an element longer than the weights: 1e-3 is far more. In bfloat16
+    β₂ = 0.999 is 1, and no step of keras.optimizers.Adam moves anything.
+    """
+    of = results("half_precision")["tasks"]["from new weights"]["0.001"]
+    total = {name: sum(of[name]["bytes_per_weight"].values()) for name in of}
+    assert total == pytest.approx(
+        {"float32": 12, "residual": 12, "no residual": 10, "Keras": 6, "Keras, β₂ = 0.99": 6},
+        rel=1e-3,
+    )
+    assert of["Keras"]["standing_still"] == [1.0]
+    assert max(of["residual"]["standing_still"]) < 0.1
+    assert "figures mean nothing" in (quick("half_precision") / "output.txt").read_text("utf-8")
+
+
+def test_bfloat16_with_the_residual_follows_float32(results):
+    """The same weights see the same batches, but the model itself computes in bfloat16: its loss
+    may be off by 0.02, 5 units in the last place of a logit, where the two steps gain 0.8.
+    """
+    of = results("half_precision")["tasks"]["from new weights"]["0.001"]
+    ours, float32 = (np.array(of[name]["losses"]) for name in ("residual", "float32"))
+    np.testing.assert_allclose(ours, float32, rtol=0, atol=0.02)
+    assert np.all(float32[:, -1] < float32[:, 0] - 0.3)
+
+
 def test_migrated_model_goes_on_as_in_tensorflow_addons(results):
     """2e-7 of the largest weight is what tests/test_migration.py allows ten steps in float32."""
     of = results("migrate_from_tfa")
