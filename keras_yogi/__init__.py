@@ -7,6 +7,6 @@ from keras_yogi.optimizers.yogi import Yogi
 from keras_yogi.statistics.report import diagnose
 from keras_yogi.warm_start import warm_start
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Adam", "TensorBoard", "Yogi", "diagnose", "load_tfa", "warm_start"]
