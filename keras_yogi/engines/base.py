@@ -102,15 +102,24 @@ def updated(
         values: of the variable and of its slots in the rule's order; last, if it keeps one, the
             residual of half precision.
     """
+    weights, slots = moved(rule, scalars, gradient, values)
+    new = (weights, *slots)
+    if len(values) > len(new):
+        variable, residual = half_precision.split(weights, values[0].dtype)
+        new = (variable, *slots, residual)
+    return [ops.cast(x, old.dtype) for x, old in zip(new, values, strict=True)]
+
+
+def moved(
+    rule: Rule, scalars: Scalars, gradient: Tensor, values: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """New weights and slots in the dtype that they are computed in; arguments as in `updated`."""
     last_slot = 1 + len(rule.initial_values)
     variable, slots, residual = values[0], values[1:last_slot], values[last_slot:]
     dtype = compute_dtype(variable.dtype)
     gradient, *slots = (ops.cast(x, dtype) for x in (gradient, *slots))
     weights = half_precision.join(variable, *residual) if residual else ops.cast(variable, dtype)
-    weights, slots = rule.update(gradient, weights, tuple(slots), scalars[dtype])
-    stored = half_precision.split(weights, variable.dtype) if residual else (weights,)
-    new = (stored[0], *slots, *stored[1:])
-    return [ops.cast(x, old.dtype) for x, old in zip(new, values, strict=True)]
+    return rule.update(gradient, weights, tuple(slots), scalars[dtype])
 
 
 def update_variable(

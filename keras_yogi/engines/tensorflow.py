@@ -14,12 +14,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_yogi import checks, row_gradients
+from keras_yogi import checks, half_precision, row_gradients
 from keras_yogi.engines.base import (
     Engine,
     Group,
     Limits,
     Scalars,
+    moved,
     new_rows,
     update_rows,
     update_variable,
@@ -143,17 +144,45 @@ class CompiledGroup(Group):
             self._update_in_place(rule, scalars, dense)
 
     def _update_in_place(self, rule: Rule, scalars: Scalars, members: Sequence[Any]) -> None:
-        self._compiled(update_in_place, rule)(members, scalars)
+        weights = self._compiled(update_in_place, rule)(members, scalars)
+        if weights:
+            parts = [(variable, slots[-1]) for _, variable, slots in members]
+            self._compiled(split_in_place, rule)(weights, parts)
 
 
 def update_in_place(
     rule: Rule,
     members: Sequence[tuple[tf.Tensor, tf.Variable, Sequence[tf.Variable]]],
     scalars: Scalars,
-) -> None:
-    """Updates variables by their gradients (or a scalar, for every weight) and slots."""
+) -> list[tf.Tensor]:
+    """Updates variables by their gradients (or a scalar, for every weight) and slots.
+
+    Returns:
+        The weights of variables that keep a residual, for `split_in_place`: in one program XLA
+        would compute them once for each part, with a copy of what they are computed from.
+    """
+    whole = []
     for gradient, variable, slots in members:
-        update_variable(rule, scalars, tf.broadcast_to(gradient, variable.shape), variable, slots)
+        gradient = tf.broadcast_to(gradient, variable.shape)
+        if len(slots) == len(rule.initial_values):
+            update_variable(rule, scalars, gradient, variable, slots)
+            continue
+        old = [tf.convert_to_tensor(storage) for storage in (variable, *slots)]
+        weights, new = moved(rule, scalars, gradient, old)
+        for slot, value in zip(slots[:-1], new, strict=True):
+            slot.assign(value)
+        whole.append(weights)
+    return whole
+
+
+def split_in_place(
+    _rule: Rule, weights: Sequence[tf.Tensor], parts: Sequence[tuple[tf.Variable, tf.Variable]]
+) -> None:
+    """Stores weights in half-precision variables and their residuals."""
+    for whole, (variable, residual) in zip(weights, parts, strict=True):
+        value, rest = half_precision.split(whole, variable.dtype)
+        variable.assign(value)
+        residual.assign(rest)
 
 
 class TensorFlowEngine(Engine):
