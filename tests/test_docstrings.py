@@ -103,7 +103,8 @@ def test_has_every_section(name):
 
 def modules():
     for module in pkgutil.walk_packages(keras_yogi.__path__, "keras_yogi."):
-        yield importlib.import_module(module.name)
+        if module.name != "keras_yogi.engines.torch":  # PyTorch need not be installed
+            yield importlib.import_module(module.name)
 
 
 def examples():
