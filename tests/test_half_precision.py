@@ -321,11 +321,39 @@ def all_weights(model):
     return [whole_weights(model.optimizer, v) for v in model.trainable_variables]
 
 
+def by_keras_file(model, folder, make):
+    model.save(folder / "model.keras")
+    return keras.saving.load_model(folder / "model.keras")
+
+
+def by_weights_file(model, folder, make):
+    model.save_weights(folder / "model.weights.h5")
+    loaded = make()
+    loaded.optimizer.build(loaded.trainable_variables)
+    loaded.load_weights(folder / "model.weights.h5")
+    return loaded
+
+
+def by_checkpoint(model, folder, make):
+    tf = pytest.importorskip("tensorflow")
+    path = tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(folder / "checkpoint")
+    loaded = make()
+    loaded.optimizer.build(loaded.trainable_variables)
+    checkpoint = tf.train.Checkpoint(model=loaded, optimizer=loaded.optimizer)
+    checkpoint.restore(path).assert_existing_objects_matched()
+    return loaded
+
+
 @in_half
-def test_a_loaded_model_goes_on_bitwise(tmp_path, dtype):
-    model = fitted(model_of(dtype, keras_yogi.Yogi(0.002)), 2)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
+@pytest.mark.parametrize(
+    "road", [by_keras_file, by_weights_file, *([by_checkpoint] if ON_TENSORFLOW else [])]
+)
+def test_a_loaded_model_goes_on_bitwise(tmp_path, road, dtype):
+    def make():
+        return model_of(dtype, keras_yogi.Yogi(0.002))
+
+    model = fitted(make(), 2)
+    loaded = road(model, tmp_path, make)
     for ours, other in zip(all_weights(fitted(model)), all_weights(fitted(loaded)), strict=True):
         np.testing.assert_array_equal(ours, other)
 
