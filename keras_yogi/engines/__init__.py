@@ -12,6 +12,7 @@ __all__ = [
     "Engine",
     "Group",
     "Limits",
+    "check_conditional_updates",
     "check_strategy",
     "colocated_with",
     "fused_engine",
@@ -22,6 +23,7 @@ __all__ = [
 
 if keras.config.backend() == "tensorflow":
     from keras_yogi.engines.tensorflow import (
+        check_conditional_updates,
         check_strategy,
         colocated_with,
         fused_engine,
@@ -31,6 +33,7 @@ if keras.config.backend() == "tensorflow":
     )
 elif keras.config.backend() == "torch":
     from keras_yogi.engines.torch import (
+        check_conditional_updates,
         check_strategy,
         colocated_with,
         fused_engine,
@@ -40,6 +43,7 @@ elif keras.config.backend() == "torch":
     )
 else:
     from keras_yogi.engines.plain import (
+        check_conditional_updates,
         check_strategy,
         colocated_with,
         fused_engine,

@@ -1,7 +1,7 @@
 """The functions of `tensorflow`, for backends that have no fused engine."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -11,6 +11,10 @@ from keras_yogi.engines.base import Engine, Group, Limits
 
 def check_strategy() -> None:
     """There are no strategies."""
+
+
+def check_conditional_updates(names: Iterable[str]) -> None:
+    """Conditions work."""
 
 
 def unsupported_reason() -> str | None:

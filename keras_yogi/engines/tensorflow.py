@@ -40,6 +40,23 @@ def check_strategy() -> None:
         raise checks.reject("strategy", "one whose workers wait for each other", strategy)
 
 
+def check_conditional_updates(names: Iterable[str]) -> None:
+    """Refuses what Keras makes inside a condition, where replicas in a graph cannot meet.
+
+    Args:
+        names: the arguments that ask for it.
+    """
+    if tf.executing_eagerly() or tf.__internal__.distribute.strategy_supports_no_merge_call():
+        return
+    for name in names:
+        strategy = type(tf.distribute.get_strategy()).__name__
+        raise ValueError(
+            f"`{name}` must be None in a graph under {strategy}: Keras updates inside a condition, "
+            "where replicas cannot add up their gradients. Compile with run_eagerly=True, or call "
+            f"`apply` outside of tf.function. Received: {name} in a graph"
+        )
+
+
 def unsupported_reason() -> str | None:
     """Why there is no fused engine here, if there is none."""
     if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):

@@ -15,6 +15,7 @@ from torch import _utils
 
 from keras_yogi.engines.base import Engine, Group, Limits, Scalars
 from keras_yogi.engines.plain import (
+    check_conditional_updates,
     check_strategy,
     colocated_with,
     packed_groups,
@@ -24,6 +25,7 @@ from keras_yogi.half_precision import compute_dtype
 from keras_yogi.rules import Rule, StepScalars
 
 __all__ = [
+    "check_conditional_updates",
     "check_strategy",
     "colocated_with",
     "fused_engine",

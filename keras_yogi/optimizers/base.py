@@ -27,6 +27,7 @@ from keras_yogi.half_precision import RESIDUAL
 from keras_yogi.optimizers import state
 from keras_yogi.rules import AdaptiveRule, DecayRule, StepScalars, Tensor
 from keras_yogi.statistics import silent_start
+from keras_yogi.statistics.device_read import number
 
 _OPTIONS = {
     "sparse_update": lambda name, value: checks.one_of(name, value, ("exact", "lazy")),
@@ -458,6 +459,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             variables = checks.variable_list("trainable_variables", trainable_variables)
         if not grads:
             return
+        conditional = ("gradient_accumulation_steps", "ema_overwrite_frequency")
+        engines.check_conditional_updates(n for n in conditional if getattr(self, n) is not None)
         grads = checks.gradients(grads, variables)
         if not self.built:  # before Keras does, which may be inside a condition
             with keras.name_scope(self.name, caller=self):
@@ -603,7 +606,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     def _warn_if_most_steps_were_skipped(self) -> None:
         """Of those since the last look: a model that has diverged skips for ever."""
-        counts = (self.skipped_steps, int(self.iterations))
+        counts = (self.skipped_steps, int(number(self.iterations)))
         # Not as an attribute that is set: TensorFlow would save it in checkpoints.
         known = self.__dict__.get("_known_counts", (0, 0))
         self.__dict__["_known_counts"] = counts
