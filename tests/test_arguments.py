@@ -62,7 +62,7 @@ def test_bad_value_is_refused(optimizer, name, bad):
     ("unknown", "meant"),
     [
         ("epsilom", "epsilon"),
-        ("momentum", None),
+        ("xyz", None),
         # what other libraries call it
         ("lr", "learning_rate"),
         ("eps", "epsilon"),
