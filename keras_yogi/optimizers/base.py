@@ -259,7 +259,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
                         slots[name][index] = slot
         for name, of_all in slots.items():
             setattr(self, _attribute(name), of_all)
-        self._slot_names = tuple(names)
+        # Not as an attribute that is set: TensorFlow would save it in checkpoints.
+        self.__dict__["_slot_names"] = tuple(names)
         if self.skip_nonfinite:
             self._skipped_steps = self.add_variable(
                 (), "zeros", "int32", "only_first_replica", name="skipped_steps"
@@ -607,7 +608,6 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     def _warn_if_most_steps_were_skipped(self) -> None:
         """Of those since the last look: a model that has diverged skips for ever."""
         counts = (self.skipped_steps, int(number(self.iterations)))
-        # Not as an attribute that is set: TensorFlow would save it in checkpoints.
         known = self.__dict__.get("_known_counts", (0, 0))
         self.__dict__["_known_counts"] = counts
         skipped, taken = (max(now - then, 0) for now, then in zip(counts, known, strict=True))
