@@ -385,6 +385,19 @@ def test_without_residuals_a_file_says_what_is_lost(tmp_path):
         np.testing.assert_array_equal(array(ours), array(theirs))
 
 
+def test_a_residual_of_another_shape_leaves_everything_as_it_was():
+    optimizer, _ = trained_a_little("bfloat16")
+    store = {}
+    optimizer.save_own_variables(store)
+    before = [array(v) for v in optimizer.variables]
+    changed = {name: np.zeros_like(value) for name, value in store.items()}
+    changed[str(len(store) - 1)] = np.zeros(49, "int16")
+    with pytest.raises(ValueError, match="must be of its shape"):
+        optimizer.load_own_variables(changed)
+    for value, old in zip(optimizer.variables, before, strict=True):
+        np.testing.assert_array_equal(array(value), old)
+
+
 def test_files_from_and_to_keras(tmp_path):
     """Keras's slots are in half precision; a residual is zero then. Keras loads nothing of ours but
     says so.

@@ -95,3 +95,11 @@ def test_fit_says_that_most_steps_were_skipped():
         model.fit(x * np.nan, y, batch_size=8, verbose=0)
     model.fit(x, y, batch_size=8, epochs=2, verbose=0)  # warnings are errors
     assert model.optimizer.skipped_steps == 8
+
+
+def test_fit_says_nothing_where_few_batches_of_an_accumulation_were_skipped():
+    x, y = regression()
+    x[:8] = np.nan
+    model = regression_model(keras_yogi.Yogi(skip_nonfinite=True, gradient_accumulation_steps=7))
+    model.fit(x, y, batch_size=8, shuffle=False, epochs=1, verbose=0)  # warnings are errors
+    assert model.optimizer.skipped_steps == 1

@@ -27,7 +27,7 @@ from keras_yogi.half_precision import RESIDUAL
 from keras_yogi.optimizers import state
 from keras_yogi.rules import AdaptiveRule, DecayRule, StepScalars, Tensor
 from keras_yogi.statistics import silent_start
-from keras_yogi.statistics.device_read import number
+from keras_yogi.statistics.optimizer_view import batches_made
 
 _OPTIONS = {
     "sparse_update": lambda name, value: checks.one_of(name, value, ("exact", "lazy")),
@@ -607,13 +607,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     def _warn_if_most_steps_were_skipped(self) -> None:
         """Of those since the last look: a model that has diverged skips for ever."""
-        counts = (self.skipped_steps, int(number(self.iterations)))
+        counts = (self.skipped_steps, batches_made(self))
         known = self.__dict__.get("_known_counts", (0, 0))
         self.__dict__["_known_counts"] = counts
-        skipped, taken = (max(now - then, 0) for now, then in zip(counts, known, strict=True))
-        if skipped > taken:
+        skipped, made = (max(now - then, 0) for now, then in zip(counts, known, strict=True))
+        if 2 * skipped > made:
             warnings.warn(
-                f"skip_nonfinite has left out {skipped} of {skipped + taken} steps, because a "
+                f"skip_nonfinite has left out {skipped} of {made} steps, because a "
                 "gradient was not finite: the model has probably diverged. Go back to earlier "
                 "weights, with a lower learning rate or `global_clipnorm`.",
                 stacklevel=3,
@@ -665,7 +665,14 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             ValueError: an array has another shape than the variable that it is for.
         """
         variables, residuals = self._numbered_variables()
-        loaded = state.load(store, variables, residuals, self.name, self._kept(), self.built)
+        loaded = state.load(
+            store,
+            variables,
+            residuals,
+            self._trainable_variables if self.built else [],
+            self.name,
+            self._kept(),
+        )
         if loaded is None or not self.built:
             return
         skipped_steps, residuals = loaded

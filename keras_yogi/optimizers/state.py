@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_yogi import checks
+from keras_yogi.half_precision import HALF
 
 Residuals = Mapping[int, tuple[str, Any]]
 """By the model variable's index: its dtype in half precision, and the residual as it is stored."""
@@ -44,9 +45,9 @@ def load(
     store: Any,
     variables: Sequence[keras.Variable],
     residuals: Residuals,
+    trained: Sequence[Any],
     name: str,
     kept: str,
-    built: bool,
 ) -> tuple[int, Residuals] | None:
     """Fills variables, all of them or none.
 
@@ -54,9 +55,9 @@ def load(
         store: what `save`, or keras.optimizers.Adam, has filled.
         variables: in Keras's order.
         residuals: those that the optimizer keeps.
+        trained: the model variables that it was built with; none if it is not built.
         name: the optimizer's, for messages.
         kept: what the variables are, in words.
-        built: whether the optimizer is.
 
     Returns:
         The count of skipped steps, and the residuals that were saved, for the caller to take; None,
@@ -74,7 +75,7 @@ def load(
     if not attributes and len(saved) == len(variables) + len(residuals):
         dtypes = {index: dtype for index, (dtype, _) in residuals.items()}
     if len(saved) - len(dtypes) != len(variables) or saved_kept != kept:
-        if not built:
+        if not trained:
             reason = "it has not been built yet: build or train it first"
         elif saved_kept != kept:
             reason = f"it keeps {kept}, and the saved one {saved_kept}"
@@ -92,7 +93,12 @@ def load(
         )
     values = [saved[name] for name in names]
     own, further = values[: len(variables)], values[len(variables) :]
-    checks.same_shapes(variables, own)
+    if unknown := {i: d for i, d in dtypes.items() if i >= len(trained) or d not in HALF}:
+        raise ValueError(
+            f"The residuals of '{name}' must be of its {len(trained)} variables, of float16 or "
+            f"bfloat16. Received: {unknown}"
+        )
+    checks.same_shapes([*variables, *(trained[i] for i in dtypes)], values)
     for variable, value in zip(variables, own, strict=True):
         variable.assign(value)
     pairs = zip(dtypes.items(), further, strict=True)
