@@ -145,10 +145,12 @@ def new_rows(
     rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
 ) -> tuple[Tensor, list[Tensor]]:
     """What `update_rows` stores: row indices, and for the table and each slot the new rows."""
-    gradient, any_row = row_gradients.replace_padding(gradient)
+    gradient, any_row = row_gradients.without_padding(gradient)
     old = [row_gradients.gather(each, gradient.indices) for each in (variable, *slots)]
-    pairs = zip(updated(rule, scalars, gradient.values, old), old, strict=True)
-    return gradient.indices, [ops.where(any_row, new, before) for new, before in pairs]
+    new = updated(rule, scalars, gradient.values, old)
+    if any_row is not None:
+        new = [ops.where(any_row, x, before) for x, before in zip(new, old, strict=True)]
+    return gradient.indices, new
 
 
 class Engine:
