@@ -198,9 +198,11 @@ def with_interval(values: Sequence[float], digits: int = 4, bounded: bool = Fals
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def best_rate(final_losses: Mapping[float, float]) -> float:
-    """The learning rate with the lowest loss; one that diverged is worse than any other."""
-    return min(final_losses, key=lambda rate: np.nan_to_num(final_losses[rate], nan=math.inf))
+def best_rate(rates: Sequence[float], grid: Mapping[float, float]) -> float:
+    """The learning rate whose final loss in the grid is lowest; one that diverged is worse than any
+    other. A single rate needs no grid.
+    """
+    return min(rates, key=lambda rate: np.nan_to_num(grid.get(rate, math.inf), nan=math.inf))
 
 
 # Text

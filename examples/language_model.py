@@ -55,7 +55,7 @@ class Size(NamedTuple):
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 FULL = Size(rows=262_144, steps=320, every=40, timed_steps=60, learning_rates=RATES)
-QUICK = Size(rows=8_192, steps=8, every=4, timed_steps=3, learning_rates=RATES[2:3])
+QUICK = Size(rows=2_048, steps=4, every=2, timed_steps=1, learning_rates=RATES[2:3])
 
 
 class Contender(NamedTuple):
@@ -156,7 +156,9 @@ def train_all(
 ) -> dict[str, dict[str, Any]]:
     """Per contender: the grid on the seed of its own, and one run a seed at the rate that won."""
     trainers = {name: Trainer(contender, texts, size) for name, contender in CONTENDERS.items()}
-    all_runs = len(CONTENDERS) * (len(size.learning_rates) + options.seeds)
+    # A single rate needs no grid.
+    rates_of_grid = size.learning_rates if len(size.learning_rates) > 1 else ()
+    all_runs = len(CONTENDERS) * (len(rates_of_grid) + options.seeds)
     steps = list(range(size.every, size.steps + 1, size.every))
     results: dict[str, dict[str, Any]] = {}
     # disable=None: no bar where standard error is not a terminal.
@@ -165,9 +167,9 @@ def train_all(
             bar.set_description(name)
             grid = {
                 rate: trainer.run(rate, SELECTION_SEED, bar).validation[-1]
-                for rate in size.learning_rates
+                for rate in rates_of_grid
             }
-            rate = shared.best_rate(grid)
+            rate = shared.best_rate(size.learning_rates, grid)
             runs = [trainer.run(rate, seed, bar) for seed in range(options.seeds)]
             curves = {part: [getattr(run, part) for run in runs] for part in texts}
             results[name] = {"learning_rate": rate, "grid": grid, "steps": steps, **curves}
@@ -215,14 +217,15 @@ def report_on(
         f"Adam: ε = {adam['epsilon']:g}, v₀ = 0. Yogi: ε = {yogi['epsilon']:g}, "
         f"v₀ = {yogi['initial_accumulator_value']:g}, unless it says another."
     )
-    report.table(
-        f"Final validation perplexity by learning rate (seed {SELECTION_SEED})",
-        ["optimizer", *(f"{rate:g}" for rate in size.learning_rates)],
-        [
-            [name, *(f"{perplexity:.3f}" for perplexity in of["grid"].values())]
-            for name, of in results.items()
-        ],
-    )
+    if len(size.learning_rates) > 1:
+        report.table(
+            f"Final validation perplexity by learning rate (seed {SELECTION_SEED})",
+            ["optimizer", *(f"{rate:g}" for rate in size.learning_rates)],
+            [
+                [name, *(f"{perplexity:.3f}" for perplexity in of["grid"].values())]
+                for name, of in results.items()
+            ],
+        )
     at_the_best_rate(results, size, report)
     report.table(
         "Validation perplexity, one less the other, seed by seed: mean (95 % interval)",

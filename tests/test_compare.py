@@ -220,6 +220,7 @@ def test_airfoil_rows_are_standardized_over_all_rows(compare, airfoil_file):
     np.testing.assert_array_equal(compare.jobs.airfoil(airfoil_file.parent).train[0], job.train[0])
 
 
+@pytest.mark.slow
 def test_airfoil_gives_the_textbooks_losses(compare, airfoil_file, monkeypatch, tmp_path, capsys):
     """The textbook prints 0.242 to 0.249, one run each; the bounds are for the mean of five."""
     monkeypatch.setenv("KERAS_YOGI_DATA", str(airfoil_file))

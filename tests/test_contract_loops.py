@@ -240,6 +240,7 @@ def growth(step, steps):
 
 @pytest.mark.parametrize(("in_a_graph", "steps"), [(False, 1000), (True, 500)][: 1 + ON_TENSORFLOW])
 @plain_case
+@pytest.mark.slow
 def test_many_steps_leak_nothing(case, in_a_graph, steps):
     _, step = small_step(case, compiled if in_a_graph else lambda f: f)
     one = tensor(1.0)

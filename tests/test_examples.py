@@ -78,6 +78,7 @@ def migrate():
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_table_json_picture_and_runs_are_written(quick, results, name):
     folder = quick(name)
     assert {path.name for path in (folder / "results").iterdir()} == {
@@ -110,6 +111,7 @@ def test_table_json_picture_and_runs_are_written(quick, results, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_nothing_is_said_beside_the_results(quick, name):
     """No warning of Keras, no bar where there is no terminal, and no path of this machine."""
     folder = quick(name)
@@ -185,6 +187,7 @@ def test_seeds(runs, tmp_path, monkeypatch, arguments, seeds):
 # What they claim
 
 
+@pytest.mark.slow
 def test_adam_ends_at_the_worst_point_and_yogi_at_the_best(results):
     """From −1, 0 and 1. A thousandth is two steps of η / √t = 0.1 / √30,000 = 6e-4."""
     ends = {
@@ -199,6 +202,7 @@ def test_adam_ends_at_the_worst_point_and_yogi_at_the_best(results):
             assert ends[beta_2][name] == pytest.approx([-1.0] * 3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_regret_of_the_counterexample(results):
     """At +1 three steps cost 2 more than at −1: 2/3 a step. The first steps, on the way there from
     −1, cost less: 2 % of all. Yogi's regret is that of its way to −1 alone, longest from +1.
@@ -210,6 +214,7 @@ def test_regret_of_the_counterexample(results):
     assert from_the_worst < 0.1
 
 
+@pytest.mark.slow
 def test_stochastic_counterexample(results):
     """At 1/√t Adam has gone towards +1 in every game; Yogi, in the same games, is far from there.
     The differences between the two have a standard error of 0.1 over the 20 games.
@@ -221,6 +226,7 @@ def test_stochastic_counterexample(results):
     assert np.mean(adam - yogi) > 0.3
 
 
+@pytest.mark.slow
 def test_decay_rates_that_depend_on_time_are_the_bias_correction_of_adam_alone(results):
     """To rounding: 1e-14 and 4e-6 are 60 units in the last place, what a thousand random roundings
     of a weight leave; 7e-16 and 4e-7 are reached. Yogi differs in the first digit.
@@ -231,6 +237,7 @@ def test_decay_rates_that_depend_on_time_are_the_bias_correction_of_adam_alone(r
     assert min(differences["Yogi, float64"]) > 0.1
 
 
+@pytest.mark.slow
 def test_velocity_of_yogi_goes_to_the_weighted_median(results):
     """Of Gaussian g² that is the median of χ² with 3 degrees of freedom, 2.366. The spread of the
     mean over 200 weights is 1 %.
@@ -245,6 +252,7 @@ def test_velocity_of_yogi_goes_to_the_weighted_median(results):
     assert after_1000_steps["Yogi, rewritten"] == pytest.approx(2.366, abs=0.07)
 
 
+@pytest.mark.slow
 def test_bands_of_learning_rates(results):
     of = results("learning_rate")
     assert np.log10(of["rates"]) == pytest.approx([-3, -2.5, -2, -1.5, -1, -0.5, 0])
@@ -262,6 +270,7 @@ def test_bands_of_learning_rates(results):
             assert high == len(means) - 1 or means[high + 1] > 1.1 * means[best]
 
 
+@pytest.mark.slow
 def test_gan_measures_are_those_of_the_data_at_best(results):
     of = results("gan_two_optimizers")
     # 2,000 points of eight places, and within three standard deviations 98.9 % of two dimensions.
@@ -273,6 +282,7 @@ def test_gan_measures_are_those_of_the_data_at_best(results):
             assert min(of["data"]["energy distance"]) < last < first
 
 
+@pytest.mark.slow
 def test_bytes_a_weight_and_weights_that_stand_still(quick, results):
     """Packed slots are at most an element longer than the weights: 1e-3 is far more. In bfloat16
     β₂ = 0.999 is 1, and no step of keras.optimizers.Adam moves anything.
@@ -288,6 +298,7 @@ def test_bytes_a_weight_and_weights_that_stand_still(quick, results):
     assert "figures mean nothing" in (quick("half_precision") / "output.txt").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_bfloat16_with_the_residual_follows_float32(results):
     """The same weights see the same batches, but the model itself computes in bfloat16: its loss
     may be off by 0.02, 5 units in the last place of a logit, where the two steps gain 0.8.
@@ -298,6 +309,7 @@ def test_bfloat16_with_the_residual_follows_float32(results):
     assert np.all(float32[:, -1] < float32[:, 0] - 0.3)
 
 
+@pytest.mark.slow
 def test_migrated_model_goes_on_as_in_tensorflow_addons(results):
     """2e-7 of the largest weight is what tests/test_migration.py allows ten steps in float32."""
     of = results("migrate_from_tfa")

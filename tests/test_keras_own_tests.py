@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support.processes import run_python
 
+pytestmark = pytest.mark.slow
+
 OPTIMIZERS = Path(importlib.util.find_spec("keras").origin).parent / "src" / "optimizers"
 FILES = [OPTIMIZERS / f"{name}_test.py" for name in ("adam", "optimizer", "optimizer_sparse")]
 # Of the other optimizers' cases of the same tests, none.

@@ -18,6 +18,8 @@ from support.distribute_training import FAULTS, replica_gradients
 from support.processes import HANG, running
 from test_distribute import SAME_OPERATIONS, Results, distributed, joint, one_device
 
+pytestmark = pytest.mark.slow
+
 
 def run_example(folder: Path, epochs: int, workers: int = 2) -> str:
     """Runs the example to its end; returns what it has printed."""

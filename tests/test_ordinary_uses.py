@@ -176,6 +176,7 @@ def test_a_custom_gradient(make):
 # Devices and threads
 
 
+@pytest.mark.slow
 def test_variables_on_another_device():
     """In a process of its own, because TensorFlow must not have started."""
     path = Path(__file__).parent / "support" / "two_devices.py"

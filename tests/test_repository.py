@@ -140,6 +140,7 @@ keras_yogi.Adam(lambda: 0.1, bias_correction="none")
 """
 
 
+@pytest.mark.slow
 def test_a_type_checker_finds_wrong_calls(tmp_path):
     pytest.importorskip("mypy", reason="needs mypy")
     from mypy import api

@@ -678,6 +678,7 @@ def test_all_agree_after_any_sequence():
 
 
 @pytest.mark.skipif(DEVICES > 1, reason="this is that process")
+@pytest.mark.slow
 def test_all_agree_with_variables_on_two_devices():
     """In a process of its own, because TensorFlow must not have started."""
     here = Path(__file__)

@@ -78,6 +78,7 @@ def test_a_read_only_folder_is_an_error_as_in_keras(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["the callback is thrown away", "it is used again"])
+@pytest.mark.slow
 def test_what_was_written_before_an_error_is_there(how, tmp_path):
     def fail(batch, logs):
         if batch == 1:
@@ -120,6 +121,7 @@ FULL = """
 
 
 @pytest.mark.parametrize("frequency", ["batch", "epoch"])
+@pytest.mark.slow
 def test_training_goes_on_when_the_disk_is_full(frequency, tmp_path):
     """As with keras.callbacks.TensorBoard, but with a warning, and once."""
     code = textwrap.dedent(FULL).format(folder=str(tmp_path / "logs"), frequency=frequency)
