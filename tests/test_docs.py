@@ -63,6 +63,20 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), link
 
 
+@every_page
+def test_files_that_are_named_exist(page):
+    """Commands and remarks name them from the repository's root."""
+    named = r"\b(?:benchmarks|docs|examples|tests)/[\w/]+\.(?:json|md|png|py)"
+    for path in re.findall(named, page.read_text("utf-8")):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_example_is_on_its_page():
+    page = (ROOT / "docs" / "examples.md").read_text("utf-8")
+    for example in ROOT.glob("examples/[!_]*.py"):
+        assert example.name in page
+
+
 def test_every_page_of_the_site_is_in_its_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
     for page in (ROOT / "docs").rglob("*.md"):
