@@ -34,7 +34,7 @@ def run_code(page):
     return names
 
 
-# index.md shows a model that does not learn, of which `fit` warns: test_a_model_that_does_not_learn.
+# index.md shows a model that does not learn, which `fit` warns of: the next test.
 @pytest.mark.filterwarnings("ignore:Nearly all weights hardly move")
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if code_of(p) and p not in ELSEWHERE], ids=lambda p: p.name
