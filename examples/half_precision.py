@@ -1,8 +1,8 @@
-"""Weights in bfloat16: with and without what bfloat16 cannot hold of them.
+"""Weights in bfloat16, with and without a residual that keeps what bfloat16 cannot hold.
 
-In bfloat16, 1 − 0.001 is 1. A weight whose steps are all shorter than half a unit in its last
-place stands still, however many there are. `keras_yogi.Adam` keeps the rest of such a weight in a
-residual of 16 bits and so trains what a float32 weight would be. Compared are
+In bfloat16, 1 − 0.001 is 1. If all steps of a weight are shorter than half a unit in its last
+place, it never moves. `keras_yogi.Adam` keeps the rest of the weight in a residual of 16 bits, and
+so trains the same weight as in float32. The contenders:
 
 - float32: `keras_yogi.Adam` on a model in float32;
 - residual: `keras_yogi.Adam` on the same model in bfloat16;
@@ -21,7 +21,7 @@ Within a seed all start from the same weights, rounded to bfloat16, and see the 
 
 The losses are cross-entropies in nats a byte, of text that is not trained on. A weight "stands
 still" if the model sees the same value at the end as at the start. Bytes a weight are those of the
-trained weights and of what the optimizer keeps for them.
+trained weights and of the optimizer's variables for them.
 
 What to expect: with the residual bfloat16 trains like float32 at every learning rate. Without it,
 the smaller the rate, the fewer weights move: at 1e-2 it does as well, at 1e-4 it is far behind.

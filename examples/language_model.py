@@ -2,21 +2,21 @@
 
 The next byte of the Python standard library's own source is predicted from the bytes before it by a
 small transformer. Its input is a sum of embeddings: of the last byte, the last two, …, the last
-five, hashed into one table of 262,144 rows. A batch touches few of the rows, and most of them
-seldom: the gradient is sparse and heavy-tailed, which is where Yogi is said to help, and where
-`sparse_update="lazy"` leaves all other rows, their slots included, alone.
+five, hashed into one table of 262,144 rows. A batch touches few of the rows, and most rows
+are rare: the gradient is sparse and heavy-tailed, where Yogi is said to help. With
+`sparse_update="lazy"` all other rows and their slots stay as they are.
 
 Yogi runs once more from v₀ = 0: its default v₀, 1e-6, is far above the square of a gradient that is
-averaged over 2,048 bytes. Each contender gets the learning rate, out of a grid, with the lowest
+averaged over 2,048 bytes. Each contender gets the learning rate of a grid that has the lowest
 validation perplexity on a seed that is not reported. Within a seed all start from the same weights
 and see the same batches.
 
     python examples/language_model.py            about 10 minutes on 2 cores
     python examples/language_model.py --quick    seconds: a few steps and a small table
 
-Perplexity is exp(cross-entropy) a byte: 256 for a guess, 1 for certainty; in validation, of modules
-that are not trained on. Seconds are steps times the median time of a step, for which all of them
-make steps in turns after their training. The text is that of the Python that runs the example: the
+Perplexity is exp(cross-entropy) a byte: 256 for a guess, 1 for certainty. Validation uses modules
+that are not trained on. Seconds are steps times the median time of a step, which all contenders
+make in turn after their training. The text is the source of the Python that runs the example: the
 results name its SHA-256.
 
 What to expect: at its default v₀ Yogi is behind Adam; from v₀ = 0 it is level. Lazy rows make a
@@ -208,8 +208,8 @@ def report_on(
     results: dict[str, Any], touched: dict[str, float], size: Size, report: shared.Report
 ) -> None:
     report.paragraph(
-        f"Of the table's {size.rows:,} rows, a batch touches {touched['by_a_batch']:,.0f}, and a "
-        f"run of {size.steps} steps {touched['by_the_run']:,}, "
+        f"A batch touches {touched['by_a_batch']:,.0f} of the table's {size.rows:,} rows, a run of "
+        f"{size.steps} steps {touched['by_the_run']:,}, "
         f"{touched['by_one_batch_only']:,} of them only once.",
     )
     adam, yogi = keras_yogi.Adam().get_config(), keras_yogi.Yogi().get_config()

@@ -11,9 +11,9 @@ optimizer's own ε, once more with η decayed: as η / √t (t counts steps), or
 Printed: the best η, and the band of η around it within 10 % of the loss at the best one, with the
 number of decades that it spans: the wider, the less there is to tune.
 
-What to expect: next to no difference between Adam and Yogi; none between values of ε up to 0.001,
-which are small beside the root of v̂ here; where ε is 0.1, the best η is two to five times larger. A
-decayed η may start higher, and a cosine ends lower than any constant η.
+What to expect: Adam and Yogi hardly differ. Values of ε up to 0.001 make no difference, because the
+root of v̂ is much larger here. With ε = 0.1 the best η is two to five times larger. A decayed η may
+start higher, and a cosine ends lower than any constant η.
 """
 
 import argparse

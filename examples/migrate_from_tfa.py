@@ -1,13 +1,13 @@
-"""The way over from tfa.optimizers.Yogi, for a model in the middle of its training.
+"""Migrating a model from tfa.optimizers.Yogi in the middle of its training.
 
     python examples/migrate_from_tfa.py                    a file that TensorFlow Addons 0.23 left
-    python examples/migrate_from_tfa.py --file model.h5    yours: what is taken over, as model.keras
+    python examples/migrate_from_tfa.py --file model.h5    yours, loaded and saved as model.keras
 
-The sample was saved after 20 steps, and TensorFlow Addons recorded what 10 more made of it. Here it
-is loaded without TensorFlow Addons, saved as `.keras`, loaded again and trained for those 10 steps,
-in two ways. `keras_yogi.load_tfa` takes over the optimizer's state, and lands on the recorded
-weights to float32 rounding. The weights alone, with a new optimizer of the same settings, have lost
-the step count, m and v, and go another way; on this easy job its loss is hardly worse.
+The sample was saved after 20 steps, and the weights after 10 more steps in TensorFlow Addons are
+recorded. Here it is loaded without TensorFlow Addons, saved as `.keras`, loaded again and trained
+for those 10 steps, in two ways. `keras_yogi.load_tfa` loads the optimizer's state, and ends at the
+recorded weights to float32 rounding. The weights alone, with a new optimizer of the same settings,
+have lost the step count, m and v, and end elsewhere; on this easy job the loss is hardly worse.
 
 It takes seconds, with and without --quick. See docs/moving_from_tfa.md for what else may be in a
 file.

@@ -1,4 +1,4 @@
-"""Adam and Yogi rewritten so that no bias correction is needed: what it changes, and what not.
+"""Adam and Yogi rewritten so that no bias correction is needed: Adam stays the same, Yogi does not.
 
 Exercise 2 of the section "Adam" in "Dive into Deep Learning" asks for updates whose averages are
 right from the first step. Decay rates that depend on time do it: with

@@ -11,9 +11,11 @@ from support.backend import MODES
 from support.processes import ROOT
 from support.training import hard_gradients, initial_weights, trajectory
 
+import keras_yogi
+
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("logs/*.md")])
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 # Their code needs two devices, and runs in test_distribute; or Flower, and runs in test_federated.
 ELSEWHERE = {ROOT / "docs" / "distributed.md", ROOT / "docs" / "federated.md"}
 
@@ -32,6 +34,8 @@ def run_code(page):
     return names
 
 
+# index.md shows a model that does not learn, which `fit` warns of: the next test.
+@pytest.mark.filterwarnings("ignore:Nearly all weights hardly move")
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if code_of(p) and p not in ELSEWHERE], ids=lambda p: p.name
 )
@@ -40,6 +44,25 @@ def test_code_runs(page, tmp_path, monkeypatch):
     if "model.h5" in page.read_text("utf-8"):  # a model saved by TensorFlow Addons
         shutil.copy(ROOT / "tests" / "golden_tfa" / "tfa_model.h5", tmp_path / "model.h5")
     run_code(page)
+
+
+def test_a_model_that_does_not_learn(tmp_path, monkeypatch):
+    """The start page says how it is told, and what helps."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("\n".join(code_of(ROOT / "docs" / "index.md")[:1]), names)
+    example = code_of(ROOT / "docs" / "index.md")[1].partition("model = train(")[0]
+    exec(example, names)
+    with pytest.warns(UserWarning, match="try initial_accumulator_value=0.0, epsilon=1e-06"):
+        model = names["train"](keras_yogi.Yogi(0.01))
+    accuracy = model.evaluate(names["words"], names["labels"], verbose=0)[1]
+    assert round(accuracy, 2) == 0.55  # 283 of 512 samples; a rounding does not move many of them
+    (warning,) = keras_yogi.diagnose(model).warnings
+    assert "v₀ dominates" in warning
+    assert "`words/embeddings`" in warning
+    model = names["train"](keras_yogi.Yogi(0.01, initial_accumulator_value=0.0, epsilon=1e-6))
+    assert model.evaluate(names["words"], names["labels"], verbose=0)[1] > 0.99
+    assert not keras_yogi.diagnose(model).warnings
 
 
 @functools.cache
@@ -61,6 +84,20 @@ def test_links_lead_somewhere(page):
         assert target.is_relative_to(ROOT), link
         if anchor:
             assert anchor in anchors(target), link
+
+
+@every_page
+def test_files_that_are_named_exist(page):
+    """Commands and remarks name them from the repository's root."""
+    named = r"\b(?:benchmarks|docs|examples|tests)/[\w/]+\.(?:json|md|png|py)"
+    for path in re.findall(named, page.read_text("utf-8")):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_example_is_on_its_page():
+    page = (ROOT / "docs" / "examples.md").read_text("utf-8")
+    for example in ROOT.glob("examples/[!_]*.py"):
+        assert example.name in page
 
 
 def test_every_page_of_the_site_is_in_its_navigation():
