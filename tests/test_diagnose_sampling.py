@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from keras_yogi.statistics.sampling import FAST, FULL, Precision, positions, quantiles
+from keras_yogi.statistics.collector import FAST, FULL, Precision, positions
+from keras_yogi.statistics.figures import quantiles
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,31 @@
-"""What a run was made with: for TensorBoard's text and hyperparameter pages."""
+"""TensorBoard's pages of a run: text, hyperparameters, custom scalars. Each is a Summary."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import summary as custom_scalar
+from tensorboard.plugins.hparams import api, api_pb2
+from tensorboard.plugins.hparams import summary as hparams
+from tensorboard.plugins.text.summary_v2 import text_pb
 
+import keras_yogi
+from keras_yogi.callbacks.event_file import layer_of
 from keras_yogi.rules import AdamRule, YogiRule
-from keras_yogi.statistics.optimizer_view import unwrapped
+from keras_yogi.statistics.views import unwrapped
 
-_FIRST_COLUMNS = ("optimizer", "learning_rate", "epsilon", "initial_accumulator_value")
+FIRST_COLUMNS = ("optimizer", "learning_rate", "epsilon", "initial_accumulator_value")
+LAYOUT_FIGURES = (
+    *("effective_lr_median", "effective_lr_max"),
+    *("update_to_weight_ratio", "epsilon_share"),
+)
+"""The figures that have a card for each layer."""
 
 
 def hyperparameters(optimizer: Any) -> dict[str, Any]:
@@ -22,11 +36,9 @@ def hyperparameters(optimizer: Any) -> dict[str, Any]:
     several = unwrapped(optimizer)
     found: dict[str, Any] = {}
     for each in several:
+        arguments = {"optimizer": class_name(each), **each.get_config(), "name": None}
         prefix = f"{each.name}." if len(several) > 1 else ""
-        found[f"{prefix}optimizer"] = class_name(each)
-        for name, value in each.get_config().items():
-            if value is not None and name != "name":
-                found[prefix + name] = _plain(value)
+        found |= {prefix + n: plain(value) for n, value in arguments.items() if value is not None}
     return found
 
 
@@ -37,9 +49,10 @@ def class_name(optimizer: Any) -> str:
     return f"{packages.get(cls.__module__.split('.')[0], cls.__module__)}.{cls.__qualname__}"
 
 
-def _plain(value: Any) -> bool | int | float | str:
+def plain(value: Any) -> bool | int | float | str:
+    """An argument as it was given: 0.05, not the 0.05000000074505806 of float32."""
     if isinstance(value, float) and float(np.float32(value)) == value:
-        return float(str(np.float32(value)))  # 0.05, not 0.05000000074505806
+        return float(str(np.float32(value)))
     if isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, dict) and isinstance(settings := value.get("config"), dict):  # a schedule
@@ -49,29 +62,23 @@ def _plain(value: Any) -> bool | int | float | str:
 
 
 def session_start(optimizer: Any) -> Any:
-    """A summary: the beginning of a session on the HParams page."""
-    from tensorboard.plugins.hparams import api  # type: ignore[import-untyped]
-
+    """The beginning of a session on the HParams page."""
     return api.hparams_pb(hyperparameters(optimizer))
 
 
 def session_end() -> Any:
-    """A summary: the end of such a session."""
-    from tensorboard.plugins.hparams import api_pb2, summary
-
-    return summary.session_end_pb(api_pb2.STATUS_SUCCESS)
+    """The end of such a session."""
+    return hparams.session_end_pb(api_pb2.STATUS_SUCCESS)
 
 
 def columns(optimizer: Any, logs: Iterable[str]) -> Any:
-    """A summary: the columns of the HParams page, those that matter most first.
+    """The columns of the HParams page, those that matter most first.
 
     TensorBoard takes them from any one run, so that they hold what the other runs may have. `logs`
     are the names of the losses and metrics, as Keras logs them at the end of an epoch.
     """
-    from tensorboard.plugins.hparams import api
-
     fields = [field.name for rule in (AdamRule, YogiRule) for field in dataclasses.fields(rule)]
-    names = dict.fromkeys([*_FIRST_COLUMNS, *fields, "weight_decay", *hyperparameters(optimizer)])
+    names = dict.fromkeys([*FIRST_COLUMNS, *fields, "weight_decay", *hyperparameters(optimizer)])
     parts = {name: "validation" if name.startswith("val_") else "train" for name in logs}
     metrics = [
         api.Metric(f"epoch_{name.removeprefix('val_')}", group=part, display_name=name)
@@ -80,19 +87,15 @@ def columns(optimizer: Any, logs: Iterable[str]) -> Any:
     return api.hparams_config_pb([api.HParam(name) for name in names], metrics)
 
 
-def config_markdown(optimizer: Any, notes: Iterable[str]) -> str:
+def config(optimizer: Any, notes: Iterable[str]) -> Any:
     """Every optimizer's config and engine, what its figures leave out, and what it runs on."""
-    import tensorflow as tf
-
-    import keras_yogi
-
     parts = []
     if optimizer not in unwrapped(optimizer):
         parts.append(f"Inside a {class_name(optimizer)}.")
     for each in unwrapped(optimizer):
-        config = {name: f"`{_plain(v)!r}`" for name, v in each.get_config().items()}
-        engine = str(getattr(each, "engine", "Keras's own"))
-        parts += [f"## {class_name(each)}", _table({**config, "engine": engine})]
+        engine = getattr(each, "engine", "Keras's own")
+        rows = {name: f"`{plain(value)!r}`" for name, value in each.get_config().items()}
+        parts += [f"## {class_name(each)}", _table({**rows, "engine": engine})]
     parts += [f"- {note}" for note in notes]
     environment = {
         "keras_yogi": keras_yogi.__version__,
@@ -101,7 +104,28 @@ def config_markdown(optimizer: Any, notes: Iterable[str]) -> str:
         "Python": sys.version.split()[0],
         "devices": ", ".join(device.name for device in tf.config.list_logical_devices()),
     }
-    return "\n\n".join([*parts, "## Environment", _table(environment)])
+    page = "\n\n".join([*parts, "## Environment", _table(environment)])
+    return text_pb("optimizer/config", page, "how the run was made")
+
+
+def faults(sentences: Iterable[str]) -> Any:
+    """What `diagnose` warns of."""
+    page = "\n".join(f"- {sentence}" for sentence in sentences)
+    return text_pb("optimizer/warnings", page, "what diagnose warns of")
+
+
+def layout(names: Iterable[str]) -> Any:
+    """The page of custom scalars: for every figure, one card a layer, with a line for each of its
+    variables.
+    """
+    layers = dict.fromkeys(map(layer_of, names))
+    pages = layout_pb2.Layout()
+    for figure in LAYOUT_FIGURES:
+        category = pages.category.add(title=figure)
+        for layer in layers:
+            tag = f"optimizer_{figure}/{re.escape(layer)}(/[^/]+)?$"
+            category.chart.add(title=layer).multiline.tag.append(tag)
+    return custom_scalar.pb(pages)
 
 
 def _table(rows: dict[str, str]) -> str:
