@@ -32,7 +32,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up messages
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up messages
 
 import _jobs as jobs
 import _shared as shared
@@ -145,7 +145,8 @@ def train(
     callbacks: list[keras.callbacks.Callback] = [recorder]
     if seed == options.seed:
         folder = shared.fresh_run_folder(options.logdir, name)
-        callbacks.append(keras.callbacks.TensorBoard(str(folder), write_graph=False))
+        tensorboard = keras_yogi.TensorBoard(str(folder), histogram_freq=1, write_graph=False)
+        callbacks.append(tensorboard)
     model.fit(
         batches(job.train, options.batch_size, seed),
         epochs=options.epochs,
@@ -358,8 +359,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw(results, options.logdir / "curves.png")
     shared.print_lines(
         "",
-        f"Written: {options.logdir}/results.json and curves.png. "
-        f"Curves by epoch: tensorboard --logdir {options.logdir}",
+        f"Figures: {options.logdir / 'results.json'}",
+        f"Picture: {options.logdir / 'curves.png'}",
+        f"To open TensorBoard: tensorboard --logdir {options.logdir}",
     )
 
 

@@ -22,7 +22,7 @@ from support.states import warm
 import keras_yogi
 from keras_yogi.optimizers import AdaptiveOptimizer
 from keras_yogi.rules import AdamRule, AdaptiveRule
-from keras_yogi.statistics.collector import Precision, StatisticsCollector
+from keras_yogi.statistics.collector import StatisticsCollector
 
 MORE = {
     "epsilon_hat": lambda: keras_yogi.Adam(0.0625, **ADAM, epsilon_hat=True),
@@ -259,7 +259,7 @@ def large():
     return optimizer, variables
 
 
-SMALL = Precision(0, 600, 60)
+SMALL = (0, 600, 60)
 SAMPLED = ("effective_lr_median", "effective_lr_p99_9", "signal_to_noise_median")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 
 from keras_yogi import checks
+from keras_yogi.any_optimizer import batches_made
 from keras_yogi.statistics import advice
 from keras_yogi.statistics.collector import StatisticsCollector
-from keras_yogi.statistics.views import batches_made
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
@@ -72,16 +72,16 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Begins the run's session on the HParams page."""
-        from keras_yogi.callbacks import event_file, pages  # which import TensorFlow
+        from keras_yogi.callbacks import events  # which imports TensorFlow
 
         super().on_train_begin(logs)
         self._collector: StatisticsCollector | None = None
         self._batches = self._last_batch = -1
         self._finalizer()  # of an earlier training that was interrupted
-        self._pages, self._events = pages, event_file.EventFile(self.log_dir)
+        self._pages, self._events = events, events.EventFile(self.log_dir)
         # If training is interrupted, the file is closed on the next `fit` or at garbage collection.
         self._finalizer = weakref.finalize(self, self._events.close)
-        self._events.add(pages.session_start(self.model.optimizer), 0)
+        self._events.add(events.session_start(self.model.optimizer), 0)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Finds out where on the axis the run goes on."""
@@ -113,7 +113,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
             for name, figures in found.variables.items() if self.per_variable else ():
                 self._events.scalars(figures, epoch, name)
             if self.histogram_freq and epoch % self.histogram_freq == 0:
-                self._events.histograms(found.samples, epoch)
+                self._events.add(self._pages.histograms(found.samples), epoch)
             if faults := advice.warnings(collector, found, {}):
                 self._events.add(self._pages.faults(faults), epoch)
         self._events.add(self._pages.columns(self.model.optimizer, logs or {}), 0)

@@ -22,12 +22,12 @@ import keras
 from keras import ops
 
 from keras_yogi import checks, engines, half_precision, row_gradients, step_conditions
+from keras_yogi.any_optimizer import batches_made
 from keras_yogi.checks import Fused, KerasArguments, LearningRate, SparseUpdate
 from keras_yogi.half_precision import RESIDUAL
 from keras_yogi.optimizers import state
 from keras_yogi.rules import AdaptiveRule, DecayRule, StepScalars, Tensor
 from keras_yogi.statistics import advice
-from keras_yogi.statistics.views import batches_made
 
 _OPTIONS = {
     "sparse_update": lambda name, value: checks.one_of(name, value, ("exact", "lazy")),

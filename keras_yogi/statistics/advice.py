@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_yogi.any_optimizer import number, rule_of
 from keras_yogi.rules import AdamRule
 from keras_yogi.statistics.collector import Statistics, StatisticsCollector
 from keras_yogi.statistics.figures import quantiles
-from keras_yogi.statistics.views import VariableView, number, rule_of
+from keras_yogi.statistics.views import VariableView
 
 GROWTH = 1000.0
 """How many times an effective learning rate may be what it was, or what it is elsewhere."""

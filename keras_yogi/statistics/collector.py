@@ -13,25 +13,21 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_yogi.statistics import views
+from keras_yogi import any_optimizer
+from keras_yogi.any_optimizer import number
 from keras_yogi.statistics.figures import Sample, Terms, Totals, combine, figures, totals
-from keras_yogi.statistics.views import VariableView, number
+from keras_yogi.statistics.views import VariableView, views
 
 Progress = dict[str, tuple[Any, Any]]
 """Of each optimizer by name, the steps made and the learning rate of the last."""
 
 
-class Precision(NamedTuple):
-    """How many weights are in a sample."""
-
-    whole: int  # a model of up to so many weights is its own sample
-    budget: int  # of a larger model
-    at_least: int  # of every variable, even if the budget is exceeded
-
-
-FAST = Precision(2**15, 2**12, 16)
+Precision = tuple[int, int, int]
+"""How many weights are in a sample: a model of up to so many is its own; of a larger model; of
+every variable at least, even if that is exceeded."""
+FAST: Precision = (2**15, 2**12, 16)
 """After batches: a fraction of the cost of an update, however large the model."""
-FULL = Precision(2**20, 2**20, 2**14)
+FULL: Precision = (2**20, 2**20, 2**14)
 """At the end of epochs."""
 CHUNK = 2**20
 """Weights that are processed at once: all of them may not fit into memory."""
@@ -39,8 +35,9 @@ CHUNK = 2**20
 
 def positions(size: int, total: int, precision: Precision) -> np.ndarray:
     """The positions of a sample of a variable of `size` of the model's `total` weights, rising."""
-    count = max(size * precision.budget // max(total, 1), precision.at_least)
-    if total <= precision.whole or size <= count:
+    whole, budget, at_least = precision
+    count = max(size * budget // max(total, 1), at_least)
+    if total <= whole or size <= count:
         return np.arange(size)
     edges = np.arange(count + 1) * size // count
     draws = np.random.default_rng(size).random(count)
@@ -71,17 +68,20 @@ class StatisticsCollector:
         self, optimizer: Any, fast: Precision = FAST, full: Precision = FULL, chunk: int = CHUNK
     ) -> None:
         self._optimizer, self._fast, self._full, self._chunk = optimizer, fast, full, chunk
-        self.views = views.views(optimizer)
+        self.views = views(optimizer)
         self.notes = [text for text in dict.fromkeys(v.note for v in self.views.values()) if text]
         self._total = sum(view.size for view in self.views.values())
         self._graphs: dict[Any, Callable[[Progress], list[Terms]]] = {}
 
     def estimate(self, compiled: bool = True) -> dict[str, float]:
         """The figures of the whole model, from a sample; in one graph, which pays if done often."""
-        now, read = self._progress(), self._read_sample
+        now = self._progress()
+        read: Callable[[Progress], list[Terms]] = self._read_sample
         if compiled and keras.config.backend() == "tensorflow":  # on JAX it would keep old values
             # A graph keeps hyperparameters, too.
-            key = (*((views.rule_of(each), each.weight_decay) for each in self._optimizers()),)
+            key = (
+                *((any_optimizer.rule_of(each), each.weight_decay) for each in self._optimizers()),
+            )
             read = self._graphs[key] = self._graphs.get(key) or _graph(read, now)
         samples = [
             Sample(_arrays(terms), np.concatenate([np.full(len(p), v.size / len(p)) for v, p in k]))
@@ -99,16 +99,7 @@ class StatisticsCollector:
         return kinds
 
     def _read_sample(self, now: Progress) -> list[Terms]:
-        """The terms of each kind."""
-        found = []
-        for pairs in self._sample.values():
-            first, _ = pairs[0]
-            streams = {
-                name: ops.concatenate([ops.take(_flat(v.streams[name]), p) for v, p in pairs])
-                for name in first.streams
-            }
-            found.append(first.terms(streams, *now[first.optimizer.name]))
-        return found
+        return [_terms(pairs, now) for pairs in self._sample.values()]
 
     def statistics(self) -> Statistics:
         """The figures of the model and of every variable: medians and percentiles of large
@@ -117,7 +108,7 @@ class StatisticsCollector:
         now = self._progress()
         many, samples = {}, {}
         for name, view in self.views.items():
-            many[name], samples[name] = self._of_variable(view, *now[view.optimizer.name])
+            many[name], samples[name] = self._of_variable(view, now)
         return Statistics(
             max((int(number(step)) for step, _ in now.values()), default=0),
             {name: number(rate) for name, (_, rate) in now.items()},
@@ -126,26 +117,25 @@ class StatisticsCollector:
             samples,
         )
 
-    def _of_variable(self, view: VariableView, step: Any, rate: Any) -> tuple[Totals, Sample]:
-        row, size = view.row_length, view.size
-        length = max(self._chunk // max(row, 1), 1) * max(row, 1)
-        chosen = positions(size, self._total, self._full)
-        flat = {name: _flat(variable) for name, variable in view.streams.items()}
+    def _of_variable(self, view: VariableView, now: Progress) -> tuple[Totals, Sample]:
+        chosen = positions(view.size, self._total, self._full)
+        row = max(view.row_length, 1)
+        length = max(self._chunk // row, 1) * row
         parts, kept = [], []
-        for start in range(0, size, length):
-            streams = {name: values[start : start + length] for name, values in flat.items()}
-            terms = _arrays(view.terms(streams, step, rate))
-            parts.append(totals(Sample(terms, np.ones(len(terms["weight"]))), row))
-            here = chosen[(chosen >= start) & (chosen < start + length)] - start
+        for start in range(0, view.size, length):
+            piece = np.arange(start, min(start + length, view.size))
+            terms = _arrays(_terms([(view, piece)], now))
+            parts.append(totals(Sample(terms, np.ones(len(piece))), view.row_length))
+            here = np.isin(piece, chosen, assume_unique=True)
             kept.append({name: values[here] for name, values in terms.items()})
         joined = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
-        return combine(parts), Sample(joined, np.full(len(chosen), size / len(chosen)))
+        return combine(parts), Sample(joined, np.full(len(chosen), view.size / len(chosen)))
 
     def _optimizers(self) -> list[Any]:
-        return [each for each in views.unwrapped(self._optimizer) if each.built]
+        return [each for each in any_optimizer.unwrapped(self._optimizer) if each.built]
 
     def _progress(self) -> Progress:
-        return {each.name: views.progress(each) for each in self._optimizers()}
+        return {each.name: any_optimizer.progress(each) for each in self._optimizers()}
 
     def _of_model(
         self, now: Progress, many: Sequence[Totals], samples: Sequence[Sample]
@@ -153,7 +143,17 @@ class StatisticsCollector:
         tags = {name: f"learning_rate_{name}" if len(now) > 1 else "learning_rate" for name in now}
         found = {tags[name]: number(rate) for name, (_, rate) in now.items()}
         found |= figures(combine(many), samples)
-        return {**found, "skipped_steps": float(views.skipped_steps(self._optimizer))}
+        return {**found, "skipped_steps": float(any_optimizer.skipped_steps(self._optimizer))}
+
+
+def _terms(pairs: Sequence[tuple[VariableView, np.ndarray]], now: Progress) -> Terms:
+    """The terms of weights of variables of one kind, at some positions."""
+    first = pairs[0][0]
+    streams = {
+        name: ops.concatenate([ops.take(_flat(view.streams[name]), piece) for view, piece in pairs])
+        for name in first.streams
+    }
+    return first.terms(streams, *now[first.optimizer.name])
 
 
 def _graph(function: Callable[..., Any], example: Any) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
 """Figures: what the slots say of every single weight, and what follows for many of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -47,25 +47,13 @@ Terms = dict[str, Any]
 Totals = dict[str, float]
 
 
-class Defined(NamedTuple):
-    """Which figures are true of an optimizer's rule."""
-
-    update: bool = False
-    effective_lr: bool = False
-
-
 def rule_terms(
-    rule: AdaptiveRule, defined: Defined, streams: Terms, step: Tensor, rate: Tensor, decay: Any
+    rule: AdaptiveRule, streams: Terms, step: Tensor, rate: Tensor, has: Container[str], decay: Any
 ) -> Terms:
-    """What the slots say of each weight, as far as it is defined.
+    """What the slots say of each weight after `step` steps, the last with η = `rate`.
 
-    Args:
-        rule: the update.
-        defined: of the rule.
-        streams: "weight" and the slots by name, in the rule's order and in its compute dtype.
-        step: t, the steps made.
-        rate: η of the last step.
-        decay: λ, the weight decay, or None.
+    `streams` holds "weight" and the slots, in the rule's order and in its compute dtype, `has` what
+    is true of the rule, "update" and "effective_lr"; `decay` is λ or None.
     """
     weights, slots = streams["weight"], tuple(streams[name] for name in rule.initial_values)
     dtype = keras.backend.standardize_dtype(weights.dtype)
@@ -73,14 +61,14 @@ def rule_terms(
     changed = [ops.not_equal(*pair) for pair in zip(slots, initial, strict=True)]
     terms = {**streams, "is_reached": ops.any(ops.stack(changed), axis=0)}
     scalars = rule.scalars(rate, ops.maximum(step, 1), dtype)
-    if defined.update:
+    if "update" in has:
         origin = weights if rule.reads_weights else ops.zeros_like(weights)
         update = rule.descend(origin, slots, scalars) - origin
         if decay:  # w = (1 − η λ) w₀ + update, and w₀ is gone
             decayed = decay * scalars.learning_rate * ops.cast(step > 0, dtype)
             update = (update - decayed * weights) / (1.0 - decayed)
         terms["update"] = update
-    if defined.effective_lr:
+    if "effective_lr" in has:
         per_momentum, root = rule.learning_rate_per_weight(slots, scalars), ops.sqrt(slots[-1])
         size, corrected = ops.abs(slots[0]), root / ops.sqrt(scalars.correction_2)
         noise = size / scalars.correction_1 / corrected
@@ -104,11 +92,6 @@ class Sample(NamedTuple):
 
     terms: Terms
     multiplicity: np.ndarray  # how many weights each of them stands for
-
-    def reached(self, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """A term, and the multiplicity, of the weights that gradients have reached."""
-        mask = self.terms["is_reached"]
-        return self.terms[term][mask], self.multiplicity[mask]
 
 
 def totals(sample: Sample, row: int = 0) -> Totals:
@@ -149,11 +132,12 @@ def figures(total: Totals, samples: Iterable[Sample]) -> dict[str, float]:
         reached = total["lr_reached"] or np.nan
         found |= {name: total[name] * reached / reached for name in EXTREMES}
         found |= {name: total[name] / reached for name in SHARES}
-        with_rates = [each for each in samples if "effective_lr" in each.terms]
+        with_rates = [(s, s.terms["is_reached"]) for s in samples if "effective_lr" in s.terms]
         for term, fractions in QUANTILES.items():
-            columns = zip(*(each.reached(term) for each in with_rates), strict=True)
-            values = quantiles(*map(np.concatenate, columns), [*fractions.values()])
-            found |= dict(zip(fractions, values, strict=True))
+            values = np.concatenate([each.terms[term][mask] for each, mask in with_rates])
+            multiplicity = np.concatenate([each.multiplicity[mask] for each, mask in with_rates])
+            found_here = quantiles(values, multiplicity, [*fractions.values()])
+            found |= dict(zip(fractions, found_here, strict=True))
     if "initial_rows" in total:
         found["initial_rows"] = total["initial_rows"]
     return {name: found[name] for name in FIGURES if name in found}
@@ -162,12 +146,8 @@ def figures(total: Totals, samples: Iterable[Sample]) -> dict[str, float]:
 def quantiles(
     values: np.ndarray, multiplicity: np.ndarray, fractions: Sequence[float]
 ) -> list[float]:
-    """For each fraction, the smallest value that so large a share of the weights does not exceed.
-
-    Args:
-        values: of some weights; of none, the quantiles are NaN.
-        multiplicity: how many weights each of them stands for.
-        fractions: between 0 and 1.
+    """For each fraction, the smallest value that so large a share of the weights does not exceed;
+    NaN of none. `multiplicity` is how many weights each value stands for.
     """
     if not len(values):
         return [np.nan] * len(fractions)

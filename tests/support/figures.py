@@ -100,9 +100,12 @@ def _columns(optimizer, variable, learning_rate):
     ]
     reached = np.any([s != i for s, i in zip(slots, initial, strict=True)], axis=0)
     near = (last <= 2 * initial[-1]) & (initial[-1] > 0)
-    held_back = (below | near) & (np.abs(m / correction_1) * rate < 0.05 * reference.learning_rate)
+    small = np.abs(m / correction_1) * rate < 0.05 * reference.learning_rate
+    held_back = (below | near) & small
     noise = np.where(m == 0, 0, np.abs(m / correction_1) / np.where(root == 0, 1, root))
-    return [np.ravel(each) for each in (w, m, v, update, reached, rate, below, near, held_back, noise)]
+    return [
+        np.ravel(each) for each in (w, m, v, update, reached, rate, below, near, held_back, noise)
+    ]
 
 
 def _figures(w, m, v, update, reached, rate, below, near, held_back, noise):
