@@ -233,6 +233,24 @@ def test_updates_of_tables_are_exact_without_lazy_rows():
     assert report.notes == []
 
 
+@pytest.mark.parametrize("sparse_update", ["lazy", "exact"])
+def test_a_table_of_another_name_is_known_by_its_gradients(sparse_update):
+    tf = pytest.importorskip("tensorflow")
+    table = keras.Variable(np.ones((10, 2), "float32"), name="mine")
+    optimizer = keras_yogi.Adam(0.0625, sparse_update=sparse_update)
+    optimizer.build([table])
+    for rows in ([1, 3], [3, 3, 4]):
+        before = table.numpy()
+        optimizer.apply([tf.IndexedSlices(tf.ones((len(rows), 2)), rows, (10, 2))])
+    report = keras_yogi.diagnose(optimizer)
+    assert report.model["initial_rows"] == 7
+    assert ("update_norm" in report.model) == (sparse_update == "exact")
+    assert bool(report.notes) == (sparse_update == "lazy")
+    if sparse_update == "exact":
+        change = np.linalg.norm(table.numpy() - before)
+        assert report.model["update_norm"] == pytest.approx(change, rel=1e-5)
+
+
 # Samples
 
 
