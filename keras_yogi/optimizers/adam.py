@@ -44,8 +44,9 @@ class Adam(AdaptiveOptimizer):
             one variable after another, which is the specification. `optimizer.engine` tells which
             it is. Defaults to "auto".
         skip_nonfinite: a step with a NaN or an infinity in any gradient changes nothing and is
-            counted in `skipped_steps`; `fit` warns at its end if most steps were skipped. Defaults
-            to False: they reach the weights, as in Keras.
+            counted in `skipped_steps`. A hundred in a row are told at once, but from inside a
+            program that XLA or torch.compile has compiled; `fit` warns at its end if most steps
+            were skipped. Defaults to False: they reach the weights, as in Keras.
         bias_correction: which moments are corrected for their start: "both"; "momentum": v̂ = v;
             "none": m̂ = m and v̂ = v. Defaults to "both".
         keep_residual: weights in float16 and bfloat16 are updated in float32, and what they cannot
