@@ -127,13 +127,13 @@ def writable_folder(parser: argparse.ArgumentParser, option: str, folder: Path) 
 
 
 def fresh_run_folder(logdir: Path, run: str) -> Path:
-    """The folder of one run for keras.callbacks.TensorBoard, without an earlier run's curves.
+    """The folder of one run for a TensorBoard callback, without an earlier run's curves.
 
     TensorBoard would draw both runs as one line. Only event files are removed, and only where the
     callback writes them.
     """
     folder = logdir / run
-    for part in ("train", "validation"):
+    for part in (".", "train", "validation"):
         for events in (folder / part).glob("events.out.tfevents.*"):
             events.unlink()
     return folder

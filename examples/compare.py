@@ -3,9 +3,9 @@
 The three start from the same weights and see the same batches in the same order, at the same
 learning rate. Printed: a table with each one's final losses, the steps that it took to a loss near
 the end, and the time of a step. Written to the log folder: the runs for TensorBoard
-(`<logdir>/<optimizer>`: training loss, validation loss and learning rate by epoch), the curves as
-`curves.png` and all figures as `results.json`. A second run with the same log folder replaces the
-first.
+(`<logdir>/<optimizer>`, by keras_yogi.TensorBoard: losses, and what the optimizer does), the curves
+as `curves.png` and all figures as `results.json`. A second run with the same log folder replaces
+the first.
 
     python examples/compare.py                                442 diabetes patients, a regression
     python examples/compare.py --dataset digits               1,797 digits, a classification
@@ -24,15 +24,16 @@ airfoil self-noise data, two epochs of batches of 10, learning rate 0.01, β₁ 
 loss of one run each; expect a mean between 0.242 and 0.246.
 """
 
+import _quiet  # noqa: F401, before what imports TensorFlow
+
+# isort: split
+
 import argparse
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up messages
 
 import _jobs as jobs
 import _shared as shared
@@ -145,7 +146,8 @@ def train(
     callbacks: list[keras.callbacks.Callback] = [recorder]
     if seed == options.seed:
         folder = shared.fresh_run_folder(options.logdir, name)
-        callbacks.append(keras.callbacks.TensorBoard(str(folder), write_graph=False))
+        tensorboard = keras_yogi.TensorBoard(str(folder), histogram_freq=1, write_graph=False)
+        callbacks.append(tensorboard)
     model.fit(
         batches(job.train, options.batch_size, seed),
         epochs=options.epochs,
@@ -358,8 +360,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw(results, options.logdir / "curves.png")
     shared.print_lines(
         "",
-        f"Written: {options.logdir}/results.json and curves.png. "
-        f"Curves by epoch: tensorboard --logdir {options.logdir}",
+        f"Figures: {options.logdir / 'results.json'}",
+        f"Picture: {options.logdir / 'curves.png'}",
+        f"To open TensorBoard: tensorboard --logdir {options.logdir}",
     )
 
 

@@ -9,6 +9,7 @@ of one shape and dtype.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol
 
 from keras import ops
@@ -281,6 +282,31 @@ class DecayRule:
     ) -> tuple[Tensor, Slots]:
         """New weights, and the slots as they are."""
         return weights - weights * self.weight_decay * scalars.learning_rate, slots
+
+
+def defined_figures(rule: type[AdaptiveRule]) -> frozenset[str]:
+    """What a class of rules says truly of its steps, "update" (by `descend`) and "effective_lr" (by
+    `learning_rate_per_weight`): a method says nothing of one that a subclass replaces without it.
+    """
+
+    def place(method: str) -> int:
+        return next(i for i, cls in enumerate(rule.__mro__) if method in vars(cls))
+
+    update, descend, rate = map(place, ("update", "descend", "learning_rate_per_weight"))
+    if descend > update:
+        return frozenset()
+    # Yogi's proximal step comes after the step that the rate is of.
+    has_rate = rate <= update and (rate <= descend or rule.descend is YogiRule.descend)
+    return frozenset({"update", "effective_lr"} if has_rate else {"update"})
+
+
+@lru_cache
+def forgets(rule: AdaptiveRule) -> bool:
+    """Whether the second moment of a weight falls where no gradient comes: it is tried out."""
+    one, zero = ops.ones(()), ops.zeros(())
+    slots = (one,) * len(rule.initial_values)
+    _, (*_, rested) = rule.update(zero, zero, slots, rule.scalars(0.0, 1000, "float32"))
+    return bool(ops.convert_to_numpy(rested < one))
 
 
 def moving_average(average: Tensor, value: Tensor, beta: float) -> Tensor:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from matplotlib import colors, image
 from scipy import stats
-from support.processes import ROOT, run_python
+from support.processes import ROOT, environment, run_python
 from support.tensorboard_server import tensorboard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
@@ -31,16 +32,25 @@ def results_of(logdir: Path) -> dict:
     return json.loads((logdir / "results.json").read_text(encoding="utf-8"))
 
 
-def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every tag of the event files in a folder."""
+def accumulated(folder: Path) -> EventAccumulator:
     accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    accumulator.Reload()
+    return accumulator.Reload()
+
+
+def tags(folder: Path, plugin: str) -> set[str]:
+    """The tags of one plugin in the event files of a folder."""
+    return set(accumulated(folder).PluginTagToContent(plugin))
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every scalar of the event files in a folder."""
+    accumulator = accumulated(folder)
     return {
         tag: [
             (e.step, tensor_util.make_ndarray(e.tensor_proto).item())
             for e in accumulator.Tensors(tag)
         ]
-        for tag in accumulator.Tags()["tensors"]
+        for tag in accumulator.PluginTagToContent("scalars")
     }
 
 
@@ -58,6 +68,31 @@ def job(request, tmp_path_factory):
         warnings=finished.stderr,
         results=results_of(logdir),
     )
+
+
+def test_tensorboard_gets_what_the_optimizer_does(job):
+    for name in OPTIMIZERS:
+        folder = job.logdir / name
+        scalars = events(folder)
+        assert [step for step, _ in scalars["optimizer/effective_lr_median"]] == [0, 1]
+        rate = np.float32(job.results["learning_rate"]).item()
+        assert scalars["optimizer/learning_rate"] == [(0, rate), (1, rate)]
+        assert any(tag.startswith("optimizer_log10_update/") for tag in tags(folder, "histograms"))
+        assert "optimizer/config" in tags(folder, "text")
+        assert "_hparams_/session_start_info" in tags(folder, "hparams")
+
+
+def test_no_noise_of_tensorflow_and_what_is_printed_last(job, tmp_path):
+    """Neither from C++, before any setting is read; in a shell that sets nothing."""
+    variables = environment()
+    variables.pop("TF_CPP_MIN_LOG_LEVEL")
+    command = [sys.executable, EXAMPLES / "compare.py", "--epochs", "1", "--logdir", tmp_path]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    *_, picture, board = job.output.splitlines()
+    logs = f"logs/compare-{job.dataset}"
+    assert picture == f"Picture: {logs}/curves.png"
+    assert board == f"To open TensorBoard: tensorboard --logdir {logs}"
 
 
 def test_tensorboard_gets_losses_and_learning_rate_once_an_epoch(job):
@@ -184,8 +219,8 @@ def test_second_run_replaces_the_first_even_if_it_diverges(compare, job, tmp_pat
     compare.main(["--epochs", "1", "--learning-rate", "1e30", "--logdir", str(logdir)])
 
     for name in OPTIMIZERS:
-        for part in ("train", "validation"):
-            assert len(list((logdir / name / part).iterdir())) == 1
+        for part in (".", "train", "validation"):
+            assert len(list((logdir / name / part).glob("events*"))) == 1
         (only,) = events(logdir / name / "train")["epoch_learning_rate"]
         assert only == (0, np.float32(1e30).item())
     assert notes.read_text() == "mine"
@@ -257,8 +292,8 @@ def test_airfoil_gives_the_textbooks_losses(compare, airfoil_file, monkeypatch, 
 def test_tensorboard_server_shows_every_run(job, tmp_path):
     expected = {}
     for name in OPTIMIZERS:
-        for part in ("train", "validation"):
-            expected[f"{name}/{part}"] = events(job.logdir / name / part)
+        for part in ("", "/train", "/validation"):
+            expected[f"{name}{part}"] = events(job.logdir / f"{name}{part}")
     tags = {run: set(of_run) for run, of_run in expected.items()}
     with tensorboard(job.logdir, tmp_path / "output") as server:
         server.wait_for(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from keras_yogi.statistics.sampling import FAST, FULL, Precision, positions, quantiles
+from keras_yogi.statistics.collector import FAST, FULL, positions
+from keras_yogi.statistics.figures import quantiles
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ from keras_yogi.statistics.sampling import FAST, FULL, Precision, positions, qua
     ],
 )
 def test_sizes_of_samples(sizes, counts):
-    precision = Precision(whole=100, budget=100, at_least=5)
+    precision = (100, 100, 5)
     assert [len(positions(size, sum(sizes), precision)) for size in sizes] == counts
 
 
@@ -29,16 +30,16 @@ def test_the_documented_numbers_of_weights():
 
 @pytest.mark.parametrize(("size", "count"), [(10, 10), (1000, 7), (1001, 1000), (10**7, 64)])
 def test_positions_are_one_of_each_stretch(size, count):
-    found = positions(size, size, Precision(0, count, 1))
+    found = positions(size, size, (0, count, 1))
     stretches = np.arange(count + 1) * size // count
     assert np.all(found >= stretches[:-1])
     assert np.all(found < stretches[1:])
-    np.testing.assert_array_equal(found, positions(size, size, Precision(0, count, 1)))
+    np.testing.assert_array_equal(found, positions(size, size, (0, count, 1)))
 
 
 def test_positions_do_not_keep_to_some_columns():
     """As steps of one length would: 512 divides by 16."""
-    found = positions(512 * 512, 512 * 512, Precision(0, 16_384, 1))
+    found = positions(512 * 512, 512 * 512, (0, 16_384, 1))
     columns = np.bincount(found % 16, minlength=16)
     # 1,024 expected in each, with a standard deviation of 31; six of it.
     assert np.all(np.abs(columns - 1024) < 190)

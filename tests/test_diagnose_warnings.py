@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import keras_yogi
-from keras_yogi.statistics import advice, silent_start
+from keras_yogi.statistics import advice
+from keras_yogi.statistics.figures import SMALL_STEP
 
 
 def variable(shape=(20, 50), name="embed", value=1.0):
@@ -253,7 +254,7 @@ def test_a_text_classifier_that_yogis_defaults_hold_back():
     (warning,) = keras_yogi.diagnose(model).warnings
     assert warning.startswith("v₀ dominates 99.9 % of `embed/embeddings`")
     assert warning.endswith("try initial_accumulator_value=0.0, epsilon=1e-06")
-    sentence = silent_start.warning_for(model.optimizer)
+    sentence = advice.silent_start(model.optimizer)
     assert "initial_accumulator_value=1e-06 and epsilon=0.001" in sentence
     assert sentence.endswith("try initial_accumulator_value=0.0, epsilon=1e-06")
 
@@ -263,7 +264,7 @@ def test_a_text_classifier_with_what_the_warning_says():
     model, accuracy = text_classifier(yogi)
     assert accuracy > 0.8
     assert keras_yogi.diagnose(model).warnings == []
-    assert silent_start.warning_for(yogi) is None
+    assert advice.silent_start(yogi) is None
 
 
 @pytest.mark.parametrize("epochs", [1, 10])
@@ -271,20 +272,20 @@ def test_a_text_classifier_with_what_the_warning_says():
 def test_no_warning_where_a_perceptron_learns(optimizer_class, epochs):
     model, loss = perceptron(optimizer_class(0.01), epochs)
     assert loss < (0.6 if epochs == 1 else 0.1)
-    assert silent_start.warning_for(model.optimizer) is None
+    assert advice.silent_start(model.optimizer) is None
 
 
 def test_epsilon_alone_may_hold_back():
     adam = keras_yogi.Adam(0.01, epsilon=1.0)
     with pytest.warns(UserWarning, match="Nearly all weights hardly move"):
         text_classifier(adam, examples=1000)
-    assert silent_start.warning_for(adam).endswith("epsilon=1 are meant for: try epsilon=1e-06")
+    assert advice.silent_start(adam).endswith("epsilon=1 are meant for: try epsilon=1e-06")
 
 
 def test_no_warning_before_there_is_anything_to_see():
     optimizer = keras_yogi.Yogi(0.01)
     optimizer.build([variable()])
-    assert silent_start.warning_for(optimizer) is None
+    assert advice.silent_start(optimizer) is None
 
 
 # The others
@@ -355,6 +356,6 @@ def test_threshold_of_skipped_steps(finite, warned):
 
 def test_thresholds_are_the_documented_ones():
     assert (advice.GROWTH, advice.INITIAL_ROWS) == (1000, 0.5)
-    assert (silent_start.HELD_BACK_SHARE, silent_start.SMALL_STEP) == (0.99, 0.05)
+    assert (advice.HELD_BACK_SHARE, advice.EPSILON_SHARE, SMALL_STEP) == (0.98, 0.99, 0.05)
     assert (advice.UPDATE_RATIO, advice.SKIPPED_SHARE) == (0.1, 0.01)
     assert (advice.STALE_SIGNAL, advice.STALE_SHARE) == (1e-3, 1e-3)

@@ -146,6 +146,21 @@ def test_skipped_steps(tmp_path):
     assert scalars(tmp_path, "optimizer/skipped_steps") == {1: 0, 2: 1, 3: 1, 4: 1}
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype, tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        model = lookup_model(keras_yogi.Yogi(0.0625))
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert model.trainable_variables[0].dtype == dtype
+    callback = keras_yogi.TensorBoard(tmp_path, histogram_freq=1, optimizer_freq="batch")
+    fit_lookups(model, callback)
+    assert tags(tmp_path, "scalars") >= OF_VARIABLES
+    assert_last_values(tmp_path, model.optimizer, model.trainable_variables, step=6)
+
+
 def test_gradient_accumulation(tmp_path):
     model = lookup_model(keras_yogi.Yogi(0.0625, gradient_accumulation_steps=2))
     fit_lookups(model, keras_yogi.TensorBoard(tmp_path))
@@ -241,8 +256,7 @@ def test_lazy_tables_are_left_out_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="move only when a batch names them"):
         fit_lookups(model, keras_yogi.TensorBoard(tmp_path, optimizer_freq="batch"))
     assert "optimizer_update_norm/embed/embeddings" not in tags(tmp_path)
-    _, others = by_hand(model.optimizer, model.trainable_variables[1:])
-    last = scalars(tmp_path, "optimizer/update_norm")[6]
-    assert last == pytest.approx(others["update_norm"], rel=ROUNDING)
+    assert "optimizer_update_norm/out/kernel" in tags(tmp_path)
+    assert "optimizer/update_norm" not in tags(tmp_path)  # the table's part of it is unknown
     ((_, page),) = events(tmp_path)["optimizer/config", "text"]
     assert "move only when a batch names them" in page.item().decode()

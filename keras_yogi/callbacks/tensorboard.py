@@ -3,20 +3,15 @@
 import numbers
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from keras_yogi import checks
-from keras_yogi.callbacks import run_metadata, summaries
-from keras_yogi.callbacks.event_file import EventFile
-from keras_yogi.callbacks.summaries import scalars
+from keras_yogi.any_optimizer import batches_made
 from keras_yogi.statistics import advice
 from keras_yogi.statistics.collector import StatisticsCollector
-from keras_yogi.statistics.optimizer_view import batches_made
-
-MODEL_TAG = "optimizer/{}"
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
@@ -77,15 +72,16 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Begins the run's session on the HParams page."""
+        from keras_yogi.callbacks import events  # which imports TensorFlow
+
         super().on_train_begin(logs)
         self._collector: StatisticsCollector | None = None
-        self._described: set[str] = set()  # TensorBoard needs a tag's description once
         self._batches = self._last_batch = -1
         self._finalizer()  # of an earlier training that was interrupted
-        self._events = EventFile(self.log_dir)
+        self._pages, self._events = events, events.EventFile(self.log_dir)
         # If training is interrupted, the file is closed on the next `fit` or at garbage collection.
         self._finalizer = weakref.finalize(self, self._events.close)
-        self._events.write(run_metadata.session_start(self.model.optimizer), 0)
+        self._events.add(events.session_start(self.model.optimizer), 0)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Finds out where on the axis the run goes on."""
@@ -105,33 +101,27 @@ class TensorBoard(keras.callbacks.TensorBoard):
             if hasattr(self.model, "jax_state_sync"):
                 self.model.jax_state_sync()  # on JAX, `fit` holds the newest values
             if collector := self._built_collector():
-                self._write("scalar", scalars(collector.estimate().model, MODEL_TAG), self._batches)
+                self._events.scalars(collector.estimate(), self._batches)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Writes the figures of every variable, and histograms if it is time for them."""
         super().on_epoch_end(epoch, logs)
-        with_histograms = self.histogram_freq and epoch % self.histogram_freq == 0
-        wanted = self.optimizer_freq == "epoch" or self.per_variable or with_histograms
-        collector = self._built_collector()
-        if collector and wanted:
+        if collector := self._built_collector():
             found = collector.statistics()
             if self.optimizer_freq == "epoch":
-                self._write("scalar", scalars(found.model, MODEL_TAG), epoch)
-            if self.per_variable:
-                of_all = found.variables.items()
-                rows = [row for name, v in of_all for row in scalars(v, f"optimizer_{{}}/{name}")]
-                self._write("scalar", rows, epoch)
-            if with_histograms:
-                self._write("histogram", summaries.histograms(found.samples), epoch)
+                self._events.scalars(found.model, epoch)
+            for name, figures in found.variables.items() if self.per_variable else ():
+                self._events.scalars(figures, epoch, name)
+            if self.histogram_freq and epoch % self.histogram_freq == 0:
+                self._events.add(self._pages.histograms(found.samples), epoch)
             if faults := advice.warnings(collector, found, {}):
-                page = "\n".join(f"- {fault}" for fault in faults)
-                self._write("text", [("optimizer/warnings", "what diagnose warns of", page)], epoch)
-        self._events.write(run_metadata.columns(self.model.optimizer, logs or {}), 0)
+                self._events.add(self._pages.faults(faults), epoch)
+        self._events.add(self._pages.columns(self.model.optimizer, logs or {}), 0)
         self._events.flush()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Ends the run's session on the HParams page, and closes the writers."""
-        self._events.write(run_metadata.session_end(), 0)
+        self._events.add(self._pages.session_end(), 0)
         self._finalizer()
         super().on_train_end(logs)
 
@@ -139,22 +129,16 @@ class TensorBoard(keras.callbacks.TensorBoard):
         """The collector; None before the optimizer is built."""
         if self._collector is None:
             collector = StatisticsCollector(self.model.optimizer)
-            if not collector.variables:
+            if not collector.views:
                 return None
             self._collector = collector
-            page = run_metadata.config_markdown(self.model.optimizer, collector.notes)
-            self._write("text", [("optimizer/config", "how the run was made", page)], 0)
+            self._events.add(self._pages.config(self.model.optimizer, collector.notes), 0)
             if self.per_variable:
-                self._events.write(summaries.layout(collector.variables), 0)
+                self._events.add(self._pages.layout(collector.views), 0)
             for note in set(collector.notes) - self._warned:
                 warnings.warn(note, stacklevel=3)
                 self._warned.add(note)
         return self._collector
-
-    def _write(self, plugin: str, rows: Iterable[tuple[str, str, Any]], step: int) -> None:
-        once = [(tag, "" if tag in self._described else text, value) for tag, text, value in rows]
-        self._described.update(tag for tag, _, _ in once)
-        self._events.write(summaries.summary(plugin, once), step)
 
 
 def _frequency(value: Any) -> Any:

@@ -20,12 +20,12 @@ import keras
 from keras import ops
 
 from keras_yogi import checks, engines, half_precision, row_gradients, step_conditions
+from keras_yogi.any_optimizer import batches_made
 from keras_yogi.checks import Fused, KerasArguments, LearningRate, SparseUpdate
 from keras_yogi.half_precision import RESIDUAL
 from keras_yogi.optimizers import configuration, state
 from keras_yogi.rules import AdaptiveRule, DecayRule, StepScalars, Tensor
-from keras_yogi.statistics import silent_start
-from keras_yogi.statistics.optimizer_view import batches_made
+from keras_yogi.statistics import advice
 
 _OPTIONS = {
     "sparse_update": lambda name, value: checks.one_of(name, value, ("exact", "lazy")),
@@ -104,6 +104,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         self._rule = rule
         self._engine = engines.Engine([])
         self._is_fused = False
+        self.__dict__["_gradient_kinds"] = {}
 
     # Hyperparameters
 
@@ -309,6 +310,16 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """The list that the optimizer was built with."""
         return self._trainable_variables
 
+    def takes_rows(self, variable: Any) -> bool | None:
+        """Whether gradients of a variable have come as some of its rows, as those of an Embedding
+        do on TensorFlow; None if there has been no gradient yet since the optimizer was made.
+
+        Args:
+            variable: a model variable that the optimizer was built with.
+        """
+        kinds: dict[int, bool] = self.__dict__["_gradient_kinds"]
+        return kinds.get(self.index_of(variable))
+
     def index_of(self, variable: Any) -> int:
         """The place of a model variable in the list that the optimizer was built with.
 
@@ -475,6 +486,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """Each row once; all rows, where Keras computes with the gradient as a whole."""
         if gradient is None:
             return None
+        kinds, index = self.__dict__["_gradient_kinds"], self.index_of(variable)
+        kinds[index] = kinds.get(index, False) or row_gradients.is_rows(gradient)
         if not row_gradients.is_rows(gradient):
             # Keras would compute with it in half precision.
             changes = any(getattr(self, name) is not None for name in _OF_GRADIENTS)
@@ -576,7 +589,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             # which the next `fit` would donate twice.
             for variable in var_list:
                 variable.assign(ops.copy(variable.value))
-        if self.built and (warning := silent_start.warning_for(self)):
+        if self.built and (warning := advice.silent_start(self)):
             warnings.warn(warning, stacklevel=2)
         if self.built and self.skip_nonfinite:
             self._warn_if_most_steps_were_skipped()

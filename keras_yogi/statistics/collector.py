@@ -1,55 +1,47 @@
-"""StatisticsCollector: from an optimizer's slots to figures of its variables and its model."""
+"""StatisticsCollector: from an optimizer's slots to figures of its variables and its model.
 
-from collections.abc import Iterator, Sequence
+Quantiles need their values in order, and a model may have billions. They come from samples: one
+weight of each of equal stretches of a variable, because steps of one length would keep to a few
+columns of a matrix. The draws are always the same.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
-from keras_yogi.statistics import device_read, optimizer_view
-from keras_yogi.statistics.optimizer_view import OptimizerView
-from keras_yogi.statistics.per_weight import Terms, Totals, combine, figures_of, totals
-from keras_yogi.statistics.sampling import FAST, FULL, Precision, positions, quantiles
+from keras_yogi import any_optimizer
+from keras_yogi.any_optimizer import number
+from keras_yogi.statistics.figures import Sample, Terms, Totals, combine, figures, totals
+from keras_yogi.statistics.views import VariableView, views
 
-FIGURES = {
-    "learning_rate": "η of the last step",
-    "weight_norm": "Euclidean norm of the weights",
-    "momentum_norm": "Euclidean norm of the momentum m",
-    "velocity_norm": "Euclidean norm of the velocity v",
-    "update_norm": "Euclidean norm of the last update, η m̂ / (√v̂ + ε), without weight decay",
-    "update_to_weight_ratio": "norm of the last update / norm of the weights",
-    "reached_share": "share of the weights that gradients have reached: their slots have changed",
-    "effective_lr_min": "smallest η / (√v̂ + ε) of the weights that gradients have reached",
-    "effective_lr_median": "median η / (√v̂ + ε) of the weights that gradients have reached",
-    "effective_lr_p99_9": "99.9th percentile of η / (√v̂ + ε), of weights with gradients",
-    "effective_lr_max": "largest η / (√v̂ + ε) of the weights that gradients have reached",
-    "epsilon_share": "share with √v̂ < ε, of the weights that gradients have reached",
-    "initial_velocity_share": "share with v ≤ 2 v₀, of the weights that gradients have reached",
-    "signal_to_noise_median": "median |m̂| / √v̂ of the weights that gradients have reached",
-    "initial_rows": "rows of embeddings whose slots have their initial values",
-    "skipped_steps": "steps that `skip_nonfinite` has left out",
-}
-"""All figures, in order, with their descriptions."""
+Progress = dict[str, tuple[Any, Any]]
+"""Of each optimizer by name, the steps made and the learning rate of the last."""
 
-_QUANTILES = {
-    "effective_lr": {"effective_lr_median": 0.5, "effective_lr_p99_9": 0.999},
-    "signal_to_noise": {"signal_to_noise_median": 0.5},
-}
 
+Precision = tuple[int, int, int]
+"""How many weights are in a sample: a model of up to so many is its own; of a larger model; of
+every variable at least, even if that is exceeded."""
+FAST: Precision = (2**15, 2**12, 16)
+"""After batches: a fraction of the cost of an update, however large the model."""
+FULL: Precision = (2**20, 2**20, 2**14)
+"""At the end of epochs."""
 CHUNK = 2**20
 """Weights that are processed at once: all of them may not fit into memory."""
 
 
-class Sample(NamedTuple):
-    """Terms of some weights, as arrays."""
-
-    terms: Terms
-    multiplicity: np.ndarray  # how many weights each of them stands for
-
-    def reached(self, term: str) -> tuple[np.ndarray, np.ndarray]:
-        """A term, and the multiplicity, of the weights that gradients have reached."""
-        mask = self.terms["is_reached"]
-        return self.terms[term][mask], self.multiplicity[mask]
+def positions(size: int, total: int, precision: Precision) -> np.ndarray:
+    """The positions of a sample of a variable of `size` of the model's `total` weights, rising."""
+    whole, budget, at_least = precision
+    count = max(size * budget // max(total, 1), at_least)
+    if total <= whole or size <= count:
+        return np.arange(size)
+    edges = np.arange(count + 1) * size // count
+    draws = np.random.default_rng(size).random(count)
+    return edges[:-1] + (draws * np.diff(edges)).astype("int64")
 
 
 class Statistics(NamedTuple):
@@ -59,7 +51,7 @@ class Statistics(NamedTuple):
     learning_rates: dict[str, float]  # by optimizer
     model: dict[str, float]
     variables: dict[str, dict[str, float]]
-    samples: dict[str, Sample]  # by variable; of an estimate, by view
+    samples: dict[str, Sample]  # by variable
 
 
 class StatisticsCollector:
@@ -76,125 +68,106 @@ class StatisticsCollector:
         self, optimizer: Any, fast: Precision = FAST, full: Precision = FULL, chunk: int = CHUNK
     ) -> None:
         self._optimizer, self._fast, self._full, self._chunk = optimizer, fast, full, chunk
-        self._views = optimizer_view.optimizer_views(optimizer)
-        variables = [variable for view in self._views for variable in view.variables]
-        self.variables = dict(zip(optimizer_view.variable_names(variables), variables, strict=True))
-        views = [view for view in self._views for _ in view.variables]
-        self.view_of = dict(zip(self.variables, views, strict=True))
-        self.notes = [note for note in dict.fromkeys(v.note() for v in self._views) if note]
-        self._total = sum(map(_size, variables))
-        self._functions: dict[Any, Any] = {}
+        self.views = views(optimizer)
+        self.notes = [text for text in dict.fromkeys(v.note for v in self.views.values()) if text]
+        self._total = sum(view.size for view in self.views.values())
+        self._graphs: dict[Any, Callable[[Progress], list[Terms]]] = {}
 
-    def estimate(self, compiled: bool = True) -> Statistics:
-        """The figures of the whole model, from a sample; in a graph, which pays if done often."""
-        progress = [view.progress() for view in self._views]
-        samples: dict[str, Sample] = {}
-        for index, (view, now) in enumerate(zip(self._views, progress, strict=True)):
-            key = index, view.rule, compiled  # a graph holds the hyperparameters as constants
-            if key not in self._functions:
-                sizes = [(i, _size(view.variables[i])) for i in view.reading_order()]
-                pieces = [(i, positions(size, self._total, self._fast)) for i, size in sizes]
-                pairs = [
-                    (size, len(piece)) for (_, size), (_, piece) in zip(sizes, pieces, strict=True)
-                ]
-                function = _terms_function(view, pieces)
-                self._functions[key] = (
-                    device_read.compiled(function, *now) if compiled else function,
-                    np.concatenate([np.full(count, size / count) for size, count in pairs]),
-                )
-            function, multiplicity = self._functions[key]
-            samples[str(index)] = Sample(_arrays(function(*now)), multiplicity)
-        return self._statistics(progress, [totals(*each) for each in samples.values()], samples, {})
+    def estimate(self, compiled: bool = True) -> dict[str, float]:
+        """The figures of the whole model, from a sample; in one graph, which pays if done often."""
+        now = self._progress()
+        read: Callable[[Progress], list[Terms]] = self._read_sample
+        if compiled and keras.config.backend() == "tensorflow":  # on JAX it would keep old values
+            # A graph keeps hyperparameters, too.
+            key = (
+                *((any_optimizer.rule_of(each), each.weight_decay) for each in self._optimizers()),
+            )
+            read = self._graphs[key] = self._graphs.get(key) or _graph(read, now)
+        samples = [
+            Sample(_arrays(terms), np.concatenate([np.full(len(p), v.size / len(p)) for v, p in k]))
+            for terms, k in zip(read(now), self._sample.values(), strict=True)
+        ]
+        return self._of_model(now, [*map(totals, samples)], samples)
+
+    @cached_property
+    def _sample(self) -> dict[Any, list[tuple[VariableView, np.ndarray]]]:
+        """The views of each kind, with positions."""
+        kinds: dict[Any, list[tuple[VariableView, np.ndarray]]] = {}
+        for view in self.views.values():
+            chosen = positions(view.size, self._total, self._fast)
+            kinds.setdefault(view.kind, []).append((view, chosen))
+        return kinds
+
+    def _read_sample(self, now: Progress) -> list[Terms]:
+        return [_terms(pairs, now) for pairs in self._sample.values()]
 
     def statistics(self) -> Statistics:
         """The figures of the model and of every variable: medians and percentiles of large
         variables from samples, everything else from all weights.
         """
-        progress = [view.progress() for view in self._views]
-        many: dict[str, Totals] = {name: {} for name in self.variables}
-        parts: dict[str, list[Sample]] = {name: [] for name in self.variables}
-        names = iter(self.variables)
-        for view, now in zip(self._views, progress, strict=True):
-            of_view = [next(names) for _ in view.variables]
-            for pieces in self._chunks(view):
-                terms, end = _arrays(_terms_function(view, pieces)(*now)), 0
-                for index, piece in pieces:
-                    start, end = end, end + len(piece)
-                    name, variable = of_view[index], view.variables[index]
-                    part = {term: values[start:end] for term, values in terms.items()}
-                    total = totals(part, row=optimizer_view.row_length(variable))
-                    many[name] = combine([many[name], total])
-                    parts[name].append(self._sample_of(_size(variable), piece, part))
-        samples = {name: _joined(of_variable) for name, of_variable in parts.items()}
-        variables = {name: _figures(many[name], [samples[name]]) for name in many}
-        return self._statistics(progress, [*many.values()], samples, variables)
+        now = self._progress()
+        many, samples = {}, {}
+        for name, view in self.views.items():
+            many[name], samples[name] = self._of_variable(view, now)
+        return Statistics(
+            max((int(number(step)) for step, _ in now.values()), default=0),
+            {name: number(rate) for name, (_, rate) in now.items()},
+            self._of_model(now, [*many.values()], [*samples.values()]),
+            {name: figures(many[name], [samples[name]]) for name in many},
+            samples,
+        )
 
-    def _chunks(self, view: OptimizerView) -> Iterator[list[tuple[int, np.ndarray]]]:
-        """All weights of a view, in chunks of pieces: indices of variables, and positions."""
-        pieces: list[tuple[int, np.ndarray]] = []
-        for index in view.reading_order():
-            row = optimizer_view.row_length(view.variables[index]) or 1
-            length, size = max(self._chunk // row, 1) * row, _size(view.variables[index])
-            for start in range(0, size, length):
-                piece = np.arange(start, min(start + length, size))
-                if pieces and sum(len(p) for _, p in pieces) + len(piece) > self._chunk:
-                    yield pieces
-                    pieces = []
-                pieces.append((index, piece))
-        yield pieces
+    def _of_variable(self, view: VariableView, now: Progress) -> tuple[Totals, Sample]:
+        chosen = positions(view.size, self._total, self._full)
+        row = max(view.row_length, 1)
+        length = max(self._chunk // row, 1) * row
+        parts, kept = [], []
+        for start in range(0, view.size, length):
+            piece = np.arange(start, min(start + length, view.size))
+            terms = _arrays(_terms([(view, piece)], now))
+            parts.append(totals(Sample(terms, np.ones(len(piece))), view.row_length))
+            here = np.isin(piece, chosen, assume_unique=True)
+            kept.append({name: values[here] for name, values in terms.items()})
+        joined = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+        return combine(parts), Sample(joined, np.full(len(chosen), view.size / len(chosen)))
 
-    def _sample_of(self, size: int, piece: np.ndarray, terms: Terms) -> Sample:
-        chosen = positions(size, self._total, self._full)
-        here = chosen[(chosen >= piece[0]) & (chosen <= piece[-1])] - piece[0]
-        sample = {name: values[here] for name, values in terms.items()}
-        return Sample(sample, np.full(len(here), size / len(chosen)))
+    def _optimizers(self) -> list[Any]:
+        return [each for each in any_optimizer.unwrapped(self._optimizer) if each.built]
 
-    def _statistics(
-        self,
-        progress: Sequence[tuple[Any, Any]],
-        many: Sequence[Totals],
-        samples: dict[str, Sample],
-        variables: dict[str, dict[str, float]],
-    ) -> Statistics:
-        names = [view.optimizer.name for view in self._views]
-        rates = dict(zip(names, (device_read.number(rate) for _, rate in progress), strict=True))
-        tags = [f"learning_rate_{name}" if len(rates) > 1 else "learning_rate" for name in rates]
-        model = dict(zip(tags, rates.values(), strict=True))
-        model |= _figures(combine(many), list(samples.values()))
-        model["skipped_steps"] = float(optimizer_view.skipped_steps(self._optimizer))
-        step = max((int(device_read.number(step)) for step, _ in progress), default=0)
-        return Statistics(step, rates, model, variables, samples)
+    def _progress(self) -> Progress:
+        return {each.name: any_optimizer.progress(each) for each in self._optimizers()}
+
+    def _of_model(
+        self, now: Progress, many: Sequence[Totals], samples: Sequence[Sample]
+    ) -> dict[str, float]:
+        tags = {name: f"learning_rate_{name}" if len(now) > 1 else "learning_rate" for name in now}
+        found = {tags[name]: number(rate) for name, (_, rate) in now.items()}
+        found |= figures(combine(many), samples)
+        return {**found, "skipped_steps": float(any_optimizer.skipped_steps(self._optimizer))}
 
 
-def _terms_function(view: OptimizerView, pieces: Sequence[tuple[int, np.ndarray]]) -> Any:
-    """A function of step and learning rate that gives the terms of some weights of a view."""
-    _ = view.figures  # tries a new rule out, which must not be traced
-    chosen = [piece for _, piece in pieces]
-    readers = {
-        name: device_read.reader([of_all[i] for i, _ in pieces], chosen, view.compute_dtype)
-        for name, of_all in view.streams.items()
+def _terms(pairs: Sequence[tuple[VariableView, np.ndarray]], now: Progress) -> Terms:
+    """The terms of weights of variables of one kind, at some positions."""
+    first = pairs[0][0]
+    streams = {
+        name: ops.concatenate([ops.take(_flat(view.streams[name]), piece) for view, piece in pairs])
+        for name in first.streams
     }
-    return lambda step, rate: view.terms({n: read() for n, read in readers.items()}, step, rate)
+    return first.terms(streams, *now[first.optimizer.name])
 
 
-def _figures(total: Totals, samples: list[Sample]) -> dict[str, float]:
-    figures = figures_of(total)
-    for term, fractions in _QUANTILES.items():
-        if reached := [each.reached(term) for each in samples if term in each.terms]:
-            values, multiplicity = map(np.concatenate, zip(*reached, strict=True))
-            found = quantiles(values, multiplicity, list(fractions.values()))
-            figures |= dict(zip(fractions, found, strict=True))
-    return {name: figures[name] for name in FIGURES if name in figures}
+def _graph(function: Callable[..., Any], example: Any) -> Callable[..., Any]:
+    import tensorflow as tf
+
+    # Called as traced: a lookup of the trace would hash every variable at every call.
+    return tf.function(function, autograph=False).get_concrete_function(example)
 
 
-def _joined(samples: list[Sample]) -> Sample:
-    terms = {n: np.concatenate([each.terms[n] for each in samples]) for n in samples[0].terms}
-    return Sample(terms, np.concatenate([each.multiplicity for each in samples]))
+def _flat(variable: Any) -> Any:
+    # Reshaped before anything else. To gather from a TensorFlow variable itself makes TensorFlow
+    # copy the whole variable at every later read.
+    return ops.reshape(ops.convert_to_tensor(variable), [-1])
 
 
 def _arrays(terms: Terms) -> Terms:
     return {name: np.asarray(ops.convert_to_numpy(values)) for name, values in terms.items()}
-
-
-def _size(variable: Any) -> int:
-    return int(np.prod(variable.shape))

@@ -21,8 +21,8 @@ _COLUMNS = {
     "|m̂|/√v̂": "signal_to_noise_median",
 }
 _LEGEND = """
-‖·‖: Euclidean norm; Δw: the last update, without weight decay; lr: effective learning rate
-η / (√v̂ + ε). lr and the columns after it are of the weights that gradients have reached."""
+‖·‖: Euclidean norm; Δw: what the last step has added, weight decay included; lr: effective learning
+rate η / (√v̂ + ε). lr and the columns after it are of the weights that gradients have reached."""
 
 
 class Report:
@@ -63,25 +63,19 @@ class Report:
         return pd.DataFrame.from_dict(self.variables, orient="index").rename_axis("variable")
 
     def __str__(self) -> str:
-        rows = [["", *_COLUMNS]]
-        for name, figures in [*self.variables.items(), ("(whole model)", self.model)]:
-            cells = [figures.get(figure) for figure in _COLUMNS.values()]
-            rows.append([name, *("" if cell is None else f"{cell:.3g}" for cell in cells)])
-        first, *others = ([*map(len, column)] for column in zip(*rows, strict=True))
+        names = [*self.variables, "(whole model)"]
+        rows = [("", list(_COLUMNS))]
+        for name, figures in zip(names, [*self.variables.values(), self.model], strict=True):
+            found = [figures.get(figure) for figure in _COLUMNS.values()]
+            rows.append((name, ["" if value is None else f"{value:.3g}" for value in found]))
         table = [
-            "  ".join(
-                [row[0].ljust(max(first))]
-                + [cell.rjust(max(w)) for cell, w in zip(row[1:], others, strict=True)]
-            ).rstrip()
-            for row in rows
+            f"{name:<{max(map(len, names))}}" + "".join(f"{cell:>12}" for cell in cells)
+            for name, cells in rows
         ]
         rates = [f"{n} {v:.3g}" for n, v in self.model.items() if n.startswith("learning_rate")]
         heading = f"After {self.step:,} steps; {', '.join(rates)}\n"
-        sentences = [
-            *(f"! {text}" for text in self.warnings),
-            *(f"- {text}" for text in self.notes),
-        ]
-        return "\n".join([heading, *table, _LEGEND, *sentences])
+        faults = [f"! {text}" for text in self.warnings]
+        return "\n".join([heading, *table, _LEGEND, *faults, *(f"- {n}" for n in self.notes)])
 
     __repr__ = __str__
 

@@ -28,6 +28,7 @@ FIGURES = (
     "effective_lr_max",
     "epsilon_share",
     "initial_velocity_share",
+    "held_back_share",
     "signal_to_noise_median",
 )
 
@@ -99,19 +100,24 @@ def _columns(optimizer, variable, learning_rate):
     ]
     reached = np.any([s != i for s, i in zip(slots, initial, strict=True)], axis=0)
     near = (last <= 2 * initial[-1]) & (initial[-1] > 0)
+    small = np.abs(m / correction_1) * rate < 0.05 * reference.learning_rate
+    held_back = (below | near) & small
     noise = np.where(m == 0, 0, np.abs(m / correction_1) / np.where(root == 0, 1, root))
-    return [np.ravel(each) for each in (w, m, v, update, reached, rate, below, near, noise)]
+    return [
+        np.ravel(each) for each in (w, m, v, update, reached, rate, below, near, held_back, noise)
+    ]
 
 
-def _figures(w, m, v, update, reached, rate, below, near, noise):
+def _figures(w, m, v, update, reached, rate, below, near, held_back, noise):
     norms = [np.sqrt(np.sum(x**2)) for x in (w, m, v, update)]
     ratio = norms[3] / norms[0] if norms[3] else 0.0
     if reached.any():
-        rate, below, near, noise = (each[reached] for each in (rate, below, near, noise))
+        columns = (rate, below, near, held_back, noise)
+        rate, below, near, held_back, noise = (each[reached] for each in columns)
         rates = [rate.min(), *_quantiles(rate, [0.5, 0.999]), rate.max()]
-        rest = [*rates, below.mean(), near.mean(), *_quantiles(noise, [0.5])]
+        rest = [*rates, below.mean(), near.mean(), held_back.mean(), *_quantiles(noise, [0.5])]
     else:
-        rest = [np.nan] * 7
+        rest = [np.nan] * 8
     return dict(zip(FIGURES, [*norms, ratio, reached.mean(), *rest], strict=True))
 
 
