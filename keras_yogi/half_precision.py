@@ -126,6 +126,27 @@ def residual(variable: Tensor, stored: Tensor) -> Tensor:
     return join(variable, stored) - ops.cast(variable, "float32")
 
 
+def read(variable: Any, slot: Any = None) -> Tensor:
+    """The whole weights, in the dtype that they are computed in.
+
+    Args:
+        variable: a model variable, or its value.
+        slot: its residual; None if it keeps none.
+    """
+    value = ops.convert_to_tensor(variable)
+    if slot is not None:
+        return join(value, ops.convert_to_tensor(slot))
+    return ops.cast(value, compute_dtype(value.dtype))
+
+
+def write(variable: Any, slot: Any, weights: Tensor) -> None:
+    """The reverse of `read`: stores weights in a model variable and, unless it is None, a slot."""
+    if slot is not None:
+        weights, stored = split(weights, variable.dtype)
+        slot.assign(stored)
+    variable.assign(ops.cast(weights, variable.dtype))
+
+
 def _bits(weights: Tensor) -> Tensor:
     return _bitcast(weights, "int32")
 

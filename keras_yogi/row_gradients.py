@@ -64,22 +64,25 @@ if keras.config.backend() == "tensorflow":
         indices = tf.concat([gradient.indices, [-1]], 0)
         return tf.IndexedSlices(tf.concat([gradient.values, row], 0), indices, gradient.dense_shape)
 
-    def replace_padding(gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Replaces padding (index < 0) by copies of a real row: writing a row twice with the same
-        numbers is harmless.
+    def without_padding(gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The real rows. XLA needs fixed shapes: there, padding (index < 0) is replaced by copies
+        of a real row instead; writing a row twice with the same numbers is harmless.
 
         Returns:
-            The gradient, and a boolean scalar: False if there is no real row at all, in which case
-            nothing may change.
+            The gradient, and under XLA a boolean scalar: False if there is no real row at all, in
+            which case nothing may change.
         """
         indices = gradient.indices
-        # One more index, so that there is a largest one where a batch names no row.
-        a_real_row = tf.argmax(tf.concat([indices, [-1]], 0), output_type=tf.int32)
-        source = tf.where(indices < 0, a_real_row, tf.range(tf.size(indices)))
-        indices = tf.gather(indices, source)
-        any_row = tf.reduce_any(indices >= 0)
+        if tf.__internal__.get_enclosing_xla_context():
+            # One more index, so that there is a largest one where a batch names no row.
+            a_real_row = tf.argmax(tf.concat([indices, [-1]], 0), output_type=tf.int32)
+            source = tf.where(indices < 0, a_real_row, tf.range(tf.size(indices)))
+            any_row = tf.reduce_any(tf.gather(indices, source) >= 0)
+        else:
+            source, any_row = tf.squeeze(tf.where(indices >= 0), 1), None
         values = tf.gather(gradient.values, source)
-        return tf.IndexedSlices(values, tf.maximum(indices, 0), gradient.dense_shape), any_row
+        indices = tf.maximum(tf.gather(indices, source), 0)
+        return tf.IndexedSlices(values, indices, gradient.dense_shape), any_row
 
     def dense(gradient: Tensor) -> Tensor:
         """The gradient of the whole table, which is zero in every other row."""

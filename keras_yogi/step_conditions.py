@@ -1,6 +1,8 @@
 """Steps that are taken only if there is a batch, or only if every gradient is finite."""
 
 import contextlib
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +13,17 @@ from keras_yogi import row_gradients
 
 Tensor = Any
 Gradients = Sequence[Tensor | None]
+Counters = Sequence[keras.Variable]
+"""Of the steps left out, and of those left out since the last one taken."""
+
+LONG = 100
+"""Steps left out in a row, at which it is said that the model has probably diverged."""
+
+DIVERGED = (
+    f"keras_yogi: skip_nonfinite has left out {LONG} steps in a row, because a gradient was not "
+    "finite: the model has probably diverged. Go back to earlier weights, with a lower learning "
+    "rate or `global_clipnorm`."
+)
 
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
@@ -28,18 +41,25 @@ if keras.config.backend() == "tensorflow":
     def apply_if_finite(
         gradients: Gradients,
         apply: Callable[[Gradients], None],
-        skipped_steps: keras.Variable,
+        counters: Counters,
         state: Sequence[keras.Variable],
     ) -> None:
         """Calls `apply(gradients)` if every gradient on every replica is finite, else counts the
-        step in `skipped_steps`. `state` lists the other variables that `apply` may change.
+        step. `state` lists the other variables that `apply` may change.
         """
+        skipped_steps, in_a_row = counters
 
         def apply_or_skip(finite: Tensor, apply_finite: Callable[[], None]) -> None:
+            def take() -> None:
+                in_a_row.assign(0)
+                apply_finite()
+
             def skip() -> None:
                 skipped_steps.assign_add(1)
+                in_a_row.assign_add(1)
+                _say_if_long(tf.equal(in_a_row, LONG))
 
-            tf.cond(finite, apply_finite, skip)
+            tf.cond(finite, take, skip)
 
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
             apply_or_skip(_all_finite(gradients), lambda: apply(gradients))
@@ -61,6 +81,15 @@ if keras.config.backend() == "tensorflow":
 
         replica_context.merge_call(for_all_replicas, args=(faulty_replicas, gradients))
 
+    def _say_if_long(is_long: Tensor) -> None:
+        if tf.executing_eagerly():
+            if is_long:
+                warnings.warn(DIVERGED, stacklevel=2)
+        elif not tf.__internal__.get_enclosing_xla_context():  # in which nothing can be printed
+            tf.cond(
+                is_long, lambda: tf.group(tf.print(DIVERGED, output_stream=sys.stderr)), tf.no_op
+            )
+
     def _all_finite(gradients: Gradients) -> Tensor:
         """A boolean scalar: no gradient has a NaN or an infinity."""
         values = [row_gradients.values_of(g) for g in gradients if g is not None]
@@ -75,24 +104,31 @@ else:
     def apply_if_finite(
         gradients: Gradients,
         apply: Callable[[Gradients], None],
-        skipped_steps: keras.Variable,
+        counters: Counters,
         state: Sequence[keras.Variable],
     ) -> None:
-        """Calls `apply(gradients)` if every gradient is finite, else counts the step in
-        `skipped_steps`. `state` lists the other variables that `apply` may change.
+        """Calls `apply(gradients)` if every gradient is finite, else counts the step. `state` lists
+        the other variables that `apply` may change.
         """
+        skipped_steps, in_a_row = counters
         finite = _all_finite(gradients)
         if _is_known(finite):
             if finite:
+                in_a_row.assign(0)
                 apply(gradients)
             else:
                 skipped_steps.assign_add(1)
+                in_a_row.assign_add(1)
+                if int(in_a_row.value) == LONG:
+                    warnings.warn(DIVERGED, stacklevel=2)
             return
-        everything = [*state, skipped_steps]  # Keras may read all that an optimizer has
+        everything = [*state, *counters]  # Keras may read all that an optimizer has
         new = _new_values(finite, gradients, apply, everything)
         for variable, value in zip(everything, new, strict=True):
             variable.assign(value)
-        skipped_steps.assign_add(ops.cast(ops.logical_not(finite), skipped_steps.dtype))
+        skipped = ops.cast(ops.logical_not(finite), skipped_steps.dtype)
+        skipped_steps.assign_add(skipped)
+        in_a_row.assign((in_a_row + 1) * skipped)
 
     def _all_finite(gradients: Gradients) -> Tensor:
         """A boolean scalar: no gradient has a NaN or an infinity."""

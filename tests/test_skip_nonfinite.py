@@ -29,8 +29,7 @@ def test_faulty_steps_leave_no_trace(case, option, mode, fault):
         optimizer = case.optimizer(**OPTIONS[option], **skipping)
         variables = variables_of([np.ones(3), 2.0])
         take_steps(optimizer, variables, [[np.array([1.0, s, -2.0]), 1.0] for s in scales], mode)
-        skipped = {v.path: v for v in optimizer.variables if v.path.endswith("skipped_steps")}
-        kept = [v for v in optimizer.variables if v.path not in skipped]
+        kept = [v for v in optimizer.variables if "/skipped_" not in v.path]
         return optimizer, [np.array(v.numpy()) for v in [*variables, *kept]]
 
     skipping, actual = run([fault, 1.0, 2.0, fault, fault, 3.0, 4.0, fault], skip_nonfinite=True)
@@ -103,3 +102,19 @@ def test_fit_says_nothing_where_few_batches_of_an_accumulation_were_skipped():
     model = regression_model(keras_yogi.Yogi(skip_nonfinite=True, gradient_accumulation_steps=7))
     model.fit(x, y, batch_size=8, shuffle=False, epochs=1, verbose=0)  # warnings are errors
     assert model.optimizer.skipped_steps == 1
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"] if ON_TENSORFLOW else ["eager"])
+def test_a_hundred_steps_skipped_in_a_row_are_told_once(mode, capfd, recwarn):
+    """A custom loop has no end of `fit` that would say it."""
+    (variable,) = variables_of([np.ones(2)])
+    optimizer = keras_yogi.Adam(skip_nonfinite=True)
+
+    def messages(scales):
+        take_steps(optimizer, [variable], [[np.array([1.0, scale])] for scale in scales], mode)
+        texts = [capfd.readouterr().err, *(str(recwarn.pop().message) for _ in list(recwarn))]
+        return sum(text.count("left out 100 steps in a row") for text in texts)
+
+    assert messages([np.nan] * 99 + [1.0] + [np.nan] * 99) == 0
+    assert messages([np.nan] * 3) == 1
+    assert optimizer.skipped_steps == 201

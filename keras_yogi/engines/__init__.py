@@ -6,48 +6,21 @@ PyTorch are imported on those backends alone.
 
 import keras
 
-from keras_yogi.engines.base import Engine, Group, Limits
+from keras_yogi.engines.base import Backend, Engine, Group, Limits
 
-__all__ = [
-    "Engine",
-    "Group",
-    "Limits",
-    "check_conditional_updates",
-    "check_strategy",
-    "colocated_with",
-    "fused_engine",
-    "packed_groups",
-    "unfused_engine",
-    "unsupported_reason",
-]
+__all__ = ["Backend", "Engine", "Group", "Limits", "backend"]
 
-if keras.config.backend() == "tensorflow":
-    from keras_yogi.engines.tensorflow import (
-        check_conditional_updates,
-        check_strategy,
-        colocated_with,
-        fused_engine,
-        packed_groups,
-        unfused_engine,
-        unsupported_reason,
-    )
-elif keras.config.backend() == "torch":
-    from keras_yogi.engines.torch import (
-        check_conditional_updates,
-        check_strategy,
-        colocated_with,
-        fused_engine,
-        packed_groups,
-        unfused_engine,
-        unsupported_reason,
-    )
-else:
-    from keras_yogi.engines.plain import (
-        check_conditional_updates,
-        check_strategy,
-        colocated_with,
-        fused_engine,
-        packed_groups,
-        unfused_engine,
-        unsupported_reason,
-    )
+
+def _backend() -> Backend:
+    if keras.config.backend() == "tensorflow":
+        from keras_yogi.engines.tensorflow import TensorFlowBackend
+
+        return TensorFlowBackend()
+    if keras.config.backend() == "torch":
+        from keras_yogi.engines.torch import TorchBackend
+
+        return TorchBackend()
+    return Backend()
+
+
+backend = _backend()

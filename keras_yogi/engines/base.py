@@ -1,9 +1,11 @@
 """One variable after another, on any backend: the specification of an update."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_yogi import half_precision, row_gradients
@@ -17,18 +19,20 @@ Scalars = Mapping[str, StepScalars]
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes, in elements, at which the TensorFlow engine does otherwise.
+    """Sizes, in elements, at which a fused engine does otherwise. The defaults are TensorFlow's.
 
     Attributes:
         pack_up_to: of a variable whose slots share arrays with others'. Packing moves a gradient
             and a step once more through memory, and saves about ten operations a variable.
         array_up_to: of a shared array: 2 MiB of float32, which stay in a cache until they are next
             read; several arrays keep all cores busy, and need not all wait for the last gradient.
+            On PyTorch also of the piece of a large variable that one call of the rule updates.
         compile_from: of a shared array whose update is compiled. In a smaller one the start of an
-            operation costs as much as what it does.
+            operation costs as much as what it does. For TensorFlow.
         call_up_to: of all variables that one compiled call updates, if there are several. A call
-            costs tens of microseconds, whatever it does; a few calls keep all cores busy.
-        compile: False does without XLA.
+            costs tens of microseconds, whatever it does; a few calls keep all cores busy. For
+            TensorFlow.
+        compile: False does without XLA. For TensorFlow.
     """
 
     pack_up_to: int = 49_152
@@ -118,7 +122,7 @@ def moved(
     variable, slots, residual = values[0], values[1:last_slot], values[last_slot:]
     dtype = compute_dtype(variable.dtype)
     gradient, *slots = (ops.cast(x, dtype) for x in (gradient, *slots))
-    weights = half_precision.join(variable, *residual) if residual else ops.cast(variable, dtype)
+    weights = half_precision.read(variable, *residual)
     return rule.update(gradient, weights, tuple(slots), scalars[dtype])
 
 
@@ -145,10 +149,12 @@ def new_rows(
     rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
 ) -> tuple[Tensor, list[Tensor]]:
     """What `update_rows` stores: row indices, and for the table and each slot the new rows."""
-    gradient, any_row = row_gradients.replace_padding(gradient)
+    gradient, any_row = row_gradients.without_padding(gradient)
     old = [row_gradients.gather(each, gradient.indices) for each in (variable, *slots)]
-    pairs = zip(updated(rule, scalars, gradient.values, old), old, strict=True)
-    return gradient.indices, [ops.where(any_row, new, before) for new, before in pairs]
+    new = updated(rule, scalars, gradient.values, old)
+    if any_row is not None:
+        new = [ops.where(any_row, x, before) for x, before in zip(new, old, strict=True)]
+    return gradient.indices, new
 
 
 class Engine:
@@ -194,3 +200,56 @@ class Engine:
             of_group = {i: gradients[i] for i in group.variables if i in gradients}
             if of_group:
                 yield group, of_group
+
+
+class Backend:
+    """What an optimizer asks of the backend of Keras; here, of one that has no fused engine."""
+
+    limits = Limits()
+
+    def check_strategy(self) -> None:
+        """Refuses a strategy under which one worker's step overwrites another's."""
+
+    def check_conditional_updates(self, names: Iterable[str]) -> None:
+        """Refuses what Keras makes inside a condition, where replicas in a graph cannot meet.
+
+        Args:
+            names: the arguments that ask for it.
+        """
+
+    def unsupported_reason(self) -> str | None:
+        """Why there is no fused engine here, if there is none."""
+        return f"there is none for Keras on {keras.config.backend()}"
+
+    def colocated_with(self, variable: Any) -> contextlib.AbstractContextManager[None]:
+        """Variables that are made in this context lie where another one lies."""
+        return contextlib.nullcontext()
+
+    def packed_groups(
+        self,
+        variables: Mapping[int, Any],
+        initial_values: Mapping[int, Mapping[str, float]],
+        limits: Limits,
+    ) -> Mapping[int, Any]:
+        """For each small variable whose slots share arrays from the start, by index: its group.
+
+        Args:
+            variables: by index.
+            initial_values: of the slots of each, by name; the same for all of one dtype.
+            limits: sizes.
+        """
+        return {}
+
+    def unfused_engine(self, group: Group) -> Engine:
+        """Updates one variable after another."""
+        return Engine([group])
+
+    def fused_engine(self, group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
+        """Updates small variables together, and large ones in few operations.
+
+        Args:
+            group: the variables and slots that share no arrays.
+            packs: of each other variable, its group.
+            limits: sizes.
+        """
+        raise NotImplementedError(self.unsupported_reason())

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from keras_yogi import checks, half_precision, row_gradients
 from keras_yogi.engines.base import (
+    Backend,
     Engine,
     Group,
     Limits,
@@ -31,91 +32,6 @@ from keras_yogi.rules import Rule
 
 EAGER_GRAPHS = 16
 """Sets of gradients for which an eager loop gets a graph of the whole step."""
-
-
-def check_strategy() -> None:
-    """Refuses a strategy under which one worker's step overwrites another's."""
-    strategy = tf.distribute.get_strategy()
-    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
-        raise checks.reject("strategy", "one whose workers wait for each other", strategy)
-
-
-def check_conditional_updates(names: Iterable[str]) -> None:
-    """Refuses what Keras makes inside a condition, where replicas in a graph cannot meet.
-
-    Args:
-        names: the arguments that ask for it.
-    """
-    if tf.executing_eagerly() or tf.__internal__.distribute.strategy_supports_no_merge_call():
-        return
-    for name in names:
-        strategy = type(tf.distribute.get_strategy()).__name__
-        raise ValueError(
-            f"`{name}` must be None in a graph under {strategy}: Keras updates inside a condition, "
-            "where replicas cannot add up their gradients. Compile with run_eagerly=True, or call "
-            f"`apply` outside of tf.function. Received: {name} in a graph"
-        )
-
-
-def unsupported_reason() -> str | None:
-    """Why there is no fused engine here, if there is none."""
-    if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
-        return "it has not been tried on a TPU"
-    return None
-
-
-def native(variable: Any) -> tf.Variable:
-    return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def colocated_with(variable: Any) -> contextlib.AbstractContextManager[None]:
-    """Variables that are made in this context lie where another one lies."""
-    return tf.distribute.get_strategy().extended.colocate_vars_with(native(variable))
-
-
-def is_float(variable: tf.Variable) -> bool:
-    """Others are never trained, such as a counter or a label."""
-    return bool(variable.dtype.is_floating)
-
-
-def packed_groups(
-    variables: Mapping[int, Any],
-    initial_values: Mapping[int, Mapping[str, float]],
-    limits: Limits,
-) -> dict[int, PackedGroup]:
-    """For each small variable that shares arrays with others, by index: its group.
-
-    Args:
-        variables: by index.
-        initial_values: of the slots of each, by name; the same for all of one dtype.
-        limits: sizes.
-    """
-    small = {
-        index: native(variable)
-        for index, variable in variables.items()
-        if is_float(native(variable)) and native(variable).shape.num_elements() <= limits.pack_up_to
-    }
-    groups, compiled = {}, compiler()
-    for indices in chunks(small, limits.array_up_to):
-        if len(indices) > 1:
-            members = {i: small[i] for i in indices}
-            group = PackedGroup(members, initial_values[indices[0]], limits, compiled)
-            groups.update(dict.fromkeys(indices, group))
-    return groups
-
-
-def chunks(variables: Mapping[int, tf.Variable], size: int) -> Iterable[list[int]]:
-    """Indices of variables of one dtype on one device, of up to so many elements together."""
-    by_kind: dict[Any, list[list[int]]] = {}
-    filled: dict[Any, int] = {}
-    for index, variable in variables.items():
-        kind, elements = (variable.dtype, variable.device), variable.shape.num_elements()
-        if kind not in by_kind or filled[kind] + elements > size:
-            by_kind.setdefault(kind, []).append([])
-            filled[kind] = 0
-        by_kind[kind][-1].append(index)
-        filled[kind] += elements
-    return [indices for of_kind in by_kind.values() for indices in of_kind]
 
 
 class CompiledGroup(Group):
@@ -340,9 +256,71 @@ class EagerGraphs:
             return self._graphs.get(key, step)
 
 
-def unfused_engine(group: Group) -> Engine:
-    """Updates one variable after another."""
-    return engine_of(single_groups(group), TensorFlowEngine)
+class TensorFlowBackend(Backend):
+    """Asks TensorFlow for its strategy and devices, and makes groups."""
+
+    def check_strategy(self) -> None:
+        strategy = tf.distribute.get_strategy()
+        if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+            raise checks.reject("strategy", "one whose workers wait for each other", strategy)
+
+    def check_conditional_updates(self, names: Iterable[str]) -> None:
+        merges = tf.__internal__.distribute.strategy_supports_no_merge_call
+        if tf.executing_eagerly() or merges():
+            return
+        for name in names:
+            strategy = type(tf.distribute.get_strategy()).__name__
+            raise ValueError(
+                f"`{name}` must be None in a graph under {strategy}: Keras updates inside a "
+                "condition, where replicas cannot add up their gradients. Compile with "
+                "run_eagerly=True, or call `apply` outside of tf.function. "
+                f"Received: {name} in a graph"
+            )
+
+    def unsupported_reason(self) -> str | None:
+        if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+            return "it has not been tried on a TPU"
+        return None
+
+    def colocated_with(self, variable: Any) -> contextlib.AbstractContextManager[None]:
+        return tf.distribute.get_strategy().extended.colocate_vars_with(native(variable))
+
+    def packed_groups(
+        self,
+        variables: Mapping[int, Any],
+        initial_values: Mapping[int, Mapping[str, float]],
+        limits: Limits,
+    ) -> Mapping[int, PackedGroup]:
+        floats = {i: native(v) for i, v in variables.items() if is_float(native(v))}
+        small = {i: v for i, v in floats.items() if v.shape.num_elements() <= limits.pack_up_to}
+        groups, compiled = {}, compiler()
+        for indices in chunks(small, limits.array_up_to):
+            if len(indices) > 1:
+                members = {i: small[i] for i in indices}
+                group = PackedGroup(members, initial_values[indices[0]], limits, compiled)
+                groups.update(dict.fromkeys(indices, group))
+        return groups
+
+    def unfused_engine(self, group: Group) -> Engine:
+        return engine_of(single_groups(group), TensorFlowEngine)
+
+    def fused_engine(self, group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
+        variables = {index: native(variable) for index, variable in group.variables.items()}
+        floats = {i: v for i, v in variables.items() if limits.compile and is_float(v)}
+        # By shape, so that the same program serves many of a model's calls.
+        by_shape = dict(sorted(floats.items(), key=lambda item: tuple(item[1].shape)))
+        large, compiled = [], compiler()
+        for indices in chunks(by_shape, limits.call_up_to):
+            slots = {i: [native(slot) for slot in group.slots[i]] for i in indices}
+            members = {i: floats[i] for i in indices}
+            large.append(CompiledGroup(members, slots, group.lazy_rows, compiled))
+        others = {i: v for i, v in variables.items() if i not in floats}
+        rest = Group(others, group.slots, group.lazy_rows)
+        for pack in packs.values():
+            pack.lazy_rows = group.lazy_rows
+        # dict.fromkeys: each group once, in order
+        groups = [*dict.fromkeys(packs.values()), *large, *single_groups(rest)]
+        return engine_of(groups, FusedEngine)
 
 
 def engine_of(groups: Iterable[Group], on_one_device: type[Engine]) -> Engine:
@@ -350,34 +328,6 @@ def engine_of(groups: Iterable[Group], on_one_device: type[Engine]) -> Engine:
     if tf.distribute.has_strategy():
         return DistributedEngine(groups, tf.distribute.get_strategy())
     return on_one_device(groups)
-
-
-def fused_engine(group: Group, packs: Mapping[int, PackedGroup], limits: Limits) -> Engine:
-    """Updates small variables together, large ones by compiled calls, and what can be neither one
-    after another.
-
-    Args:
-        group: the variables and slots that share no arrays.
-        packs: of each other variable, its group.
-        limits: sizes.
-    """
-    variables = {index: native(variable) for index, variable in group.variables.items()}
-    floats = {i: v for i, v in variables.items() if limits.compile and is_float(v)}
-    # By shape, so that the same program serves many of a model's calls.
-    by_shape = dict(sorted(floats.items(), key=lambda item: tuple(item[1].shape)))
-    large, compiled = [], compiler()
-    for indices in chunks(by_shape, limits.call_up_to):
-        slots = {i: [native(slot) for slot in group.slots[i]] for i in indices}
-        members = {i: floats[i] for i in indices}
-        large.append(CompiledGroup(members, slots, group.lazy_rows, compiled))
-    rest = Group(
-        {i: v for i, v in variables.items() if i not in floats}, group.slots, group.lazy_rows
-    )
-    for pack in packs.values():
-        pack.lazy_rows = group.lazy_rows
-    # dict.fromkeys: each group once, in order
-    groups = [*dict.fromkeys(packs.values()), *large, *single_groups(rest)]
-    return engine_of(groups, FusedEngine)
 
 
 def single_groups(group: Group) -> Iterator[Group]:
@@ -388,3 +338,26 @@ def single_groups(group: Group) -> Iterator[Group]:
     for variables in by_device.values():
         slots = {index: [native(slot) for slot in group.slots[index]] for index in variables}
         yield Group(variables, slots, group.lazy_rows)
+
+
+def chunks(variables: Mapping[int, tf.Variable], size: int) -> Iterable[list[int]]:
+    """Indices of variables of one dtype on one device, of up to so many elements together."""
+    by_kind: dict[Any, list[list[int]]] = {}
+    filled: dict[Any, int] = {}
+    for index, variable in variables.items():
+        kind, elements = (variable.dtype, variable.device), variable.shape.num_elements()
+        if kind not in by_kind or filled[kind] + elements > size:
+            by_kind.setdefault(kind, []).append([])
+            filled[kind] = 0
+        by_kind[kind][-1].append(index)
+        filled[kind] += elements
+    return [indices for of_kind in by_kind.values() for indices in of_kind]
+
+
+def native(variable: Any) -> tf.Variable:
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def is_float(variable: tf.Variable) -> bool:
+    """Others are never trained, such as a counter or a label."""
+    return bool(variable.dtype.is_floating)

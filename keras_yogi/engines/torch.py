@@ -6,82 +6,65 @@ the same order and calls the rule once. An operation on a million weights writes
 memory, so that large variables are updated a piece at a time, which stays in a cache.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
-from torch import _utils
 
-from keras_yogi.engines.base import Engine, Group, Limits, Scalars
-from keras_yogi.engines.plain import (
-    check_conditional_updates,
-    check_strategy,
-    colocated_with,
-    packed_groups,
-    unfused_engine,
-)
+from keras_yogi.engines.base import Backend, Engine, Group, Limits, Scalars
 from keras_yogi.half_precision import compute_dtype
 from keras_yogi.rules import Rule, StepScalars
 
-__all__ = [
-    "check_conditional_updates",
-    "check_strategy",
-    "colocated_with",
-    "fused_engine",
-    "packed_groups",
-    "unfused_engine",
-    "unsupported_reason",
-]
 
-PIECE = 131_072
-"""Elements that are updated by one call of the rule: 512 KiB of float32. The dozen arrays that the
-call makes are then taken from memory that is at hand."""
-
-SMALL = 32_768
-"""Elements of a variable that is joined with others; joining moves its gradient and its step once
-more through memory."""
-
-join: Callable[[Sequence[torch.Tensor]], torch.Tensor] = _utils._flatten_dense_tensors
-"""Tensors end to end."""
-
-split: Callable[[torch.Tensor, Sequence[torch.Tensor]], Any]
-split = _utils._unflatten_dense_tensors
-"""The reverse of `join`: views of the parts, in the shapes of the second argument's tensors."""
-
-
-def unsupported_reason() -> str | None:
-    """Why there is no fused engine here: there is one."""
-    return None
-
-
-def fused_engine(group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
+class TorchBackend(Backend):
     """Joins small variables of one dtype and device; half precision goes one after another."""
-    alone: list[int] = []
-    large: list[int] = []
-    joined: dict[Any, list[list[int]]] = {}
-    elements: dict[Any, int] = {}
-    for index, variable in group.variables.items():
-        value, dtype = variable.value, str(variable.dtype)
-        if dtype != compute_dtype(dtype):
-            alone.append(index)
-        elif value.numel() > SMALL:
-            large.append(index)
-        else:
-            key = (value.dtype, value.device)
-            elements[key] = elements.get(key, PIECE) + value.numel()
-            if elements[key] > PIECE:
-                joined.setdefault(key, []).append([])
-                elements[key] = value.numel()
-            joined[key][-1].append(index)
 
-    def of(kind: type[Group], indices: Sequence[int]) -> Group:
-        variables = {index: group.variables[index] for index in indices}
-        slots = {index: group.slots[index] for index in indices}
-        return kind(variables, slots, group.lazy_rows)
+    limits = Limits(pack_up_to=32_768, array_up_to=131_072)
 
-    groups = [of(JoinedGroup, indices) for lists in joined.values() for indices in lists]
-    return Engine([*groups, of(PiecewiseGroup, large), of(Group, alone)])
+    def unsupported_reason(self) -> str | None:
+        return None
+
+    def fused_engine(self, group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
+        alone: list[int] = []
+        large: list[int] = []
+        joined: dict[Any, list[list[int]]] = {}
+        elements: dict[Any, int] = {}
+        for index, variable in group.variables.items():
+            value, dtype = variable.value, str(variable.dtype)
+            if dtype != compute_dtype(dtype):
+                alone.append(index)
+            elif value.numel() > limits.pack_up_to:
+                large.append(index)
+            else:
+                key = (value.dtype, value.device)
+                if key not in joined or elements[key] + value.numel() > limits.array_up_to:
+                    joined.setdefault(key, []).append([])
+                    elements[key] = 0
+                joined[key][-1].append(index)
+                elements[key] += value.numel()
+
+        def members(indices: Sequence[int]) -> tuple[Mapping[int, Any], Mapping[int, Any], bool]:
+            variables = {index: group.variables[index] for index in indices}
+            slots = {index: group.slots[index] for index in indices}
+            return variables, slots, group.lazy_rows
+
+        groups = [
+            JoinedGroup(*members(indices)) for of_key in joined.values() for indices in of_key
+        ]
+        pieces = PiecewiseGroup(*members(large), limits.array_up_to)
+        return Engine([*groups, pieces, Group(*members(alone))])
+
+
+def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors end to end."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def split(joined: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The reverse of `join`: views of the parts, in the shapes of other tensors."""
+    parts = torch.split_with_sizes(joined, [tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
 class JoinedGroup(Group):
@@ -149,6 +132,16 @@ class JoinedGroup(Group):
 class PiecewiseGroup(Group):
     """Large variables, updated a piece at a time."""
 
+    def __init__(
+        self,
+        variables: Mapping[int, Any],
+        slots: Mapping[int, Sequence[Any]],
+        lazy_rows: bool,
+        piece: int,
+    ) -> None:
+        super().__init__(variables, slots, lazy_rows)
+        self._piece = piece
+
     def update(
         self,
         rule: Rule,
@@ -168,7 +161,7 @@ class PiecewiseGroup(Group):
                 continue
             with torch.no_grad():
                 flat = [tensor.flatten() for tensor in (gradient.to(stored[0].dtype), *stored)]
-                for piece, *parts in zip(*(t.split(PIECE) for t in flat), strict=True):
+                for piece, *parts in zip(*(t.split(self._piece) for t in flat), strict=True):
                     weights, new = rule.update(piece, parts[0], tuple(parts[1:]), of_dtype)
                     for part, value in zip(parts, (weights, *new), strict=True):
                         part.copy_(value)

@@ -45,8 +45,10 @@ class Adam(AdaptiveOptimizer):
             another, the reference implementation. `optimizer.engine` names the engine in use.
             Defaults to "auto".
         skip_nonfinite: skip a step if any gradient has a NaN or an infinity: weights and slots
-            stay, and `skipped_steps` counts the step. `fit` warns at its end if most steps were
-            skipped. Defaults to False: NaN and infinity reach the weights, as in Keras.
+            stay, and `skipped_steps` counts the step. A warning comes after a hundred skipped
+            steps in a row (not from inside a program that XLA or torch.compile has compiled), and
+            at the end of a `fit` that has skipped most steps. Defaults to False: NaN and infinity
+            reach the weights, as in Keras.
         bias_correction: which moments are corrected for their start: "both"; "momentum": v̂ = v;
             "none": m̂ = m and v̂ = v. Defaults to "both".
         keep_residual: keep, in the slot "residual", what float16 and bfloat16 cannot hold of a

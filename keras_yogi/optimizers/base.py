@@ -12,10 +12,8 @@ in the variable's dtype, where weights in half precision have to be computed wit
 """
 
 import dataclasses
-import inspect
 import warnings
-from collections.abc import Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import keras
@@ -24,7 +22,7 @@ from keras import ops
 from keras_yogi import checks, engines, half_precision, row_gradients, step_conditions
 from keras_yogi.checks import Fused, KerasArguments, LearningRate, SparseUpdate
 from keras_yogi.half_precision import RESIDUAL
-from keras_yogi.optimizers import state
+from keras_yogi.optimizers import configuration, state
 from keras_yogi.rules import AdaptiveRule, DecayRule, StepScalars, Tensor
 from keras_yogi.statistics import silent_start
 from keras_yogi.statistics.optimizer_view import batches_made
@@ -74,18 +72,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         ValueError: an argument breaks its rule or is unknown.
     """
 
-    engine_limits = engines.Limits()
+    engine_limits = engines.backend.limits
     """Sizes at which the fused engine does otherwise; to be set before the optimizer is built."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "AdaptiveOptimizer":
         self = super().__new__(cls)
-        try:
-            given = _signature(cls).bind_partial(*args, **kwargs)
-        except TypeError:  # which __init__ is about to raise, too
-            given = _signature(cls).bind_partial()
-        given.apply_defaults()
         # Not as an attribute that is set: TensorFlow would save it in checkpoints.
-        self.__dict__["_given"] = MappingProxyType(given.arguments)
+        self.__dict__["_given"] = configuration.given_arguments(cls, args, kwargs)
         return self
 
     def __init__(
@@ -99,7 +92,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         keep_residual: bool = True,
         **keras_arguments: Unpack[KerasArguments],
     ) -> None:
-        engines.check_strategy()
+        engines.backend.check_strategy()
         super().__init__(
             learning_rate=checks.learning_rate(learning_rate),
             **checks.keras_arguments(type(self), keras_arguments),
@@ -184,7 +177,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """
         config = super().get_config()
         config |= {name: getattr(self, name) for name in (*_fields(self), *_OPTIONS)}
-        for name in _parameters(type(self)) - config.keys() - {"rule"}:
+        for name in configuration.parameters(type(self)) - config.keys() - {"rule"}:
             value = getattr(self, name, self._given.get(name))
             config[name] = keras.saving.serialize_keras_object(value)
         return config
@@ -202,24 +195,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             config: what `get_config` has returned.
             custom_objects: as Keras takes them. Defaults to None.
         """
-        config = {
-            name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
-            if isinstance(value, dict) and "class_name" in value
-            else value
-            for name, value in config.items()
-        }
-        if config.get("fused") is True and engines.unsupported_reason():
-            config["fused"] = "auto"
-        taken = _parameters(cls)
-        if any(p.kind is p.VAR_KEYWORD for p in _signature(cls).parameters.values()):
-            taken |= KerasArguments.__annotations__.keys()
-        optimizer = cls(**{name: config[name] for name in config.keys() & taken})
-        # What the constructor of a subclass calls otherwise, or does not take.
-        for name in config.keys() - taken:
-            if not hasattr(optimizer, name):
-                raise checks.reject(name, f"an argument of {cls.__name__}", config[name])
-            setattr(optimizer, name, config[name])
-        return optimizer
+        return configuration.construct(cls, config, custom_objects)
 
     # Slots
 
@@ -242,9 +218,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         super().build(variables)
         trained = {i: v for i, v in enumerate(variables) if _has_slots(v)}
         initial_values = {i: self._initial_values(v) for i, v in trained.items()}
-        packs = {}
+        packs: Mapping[int, Any] = {}
         if self._is_fused:
-            packs = engines.packed_groups(trained, initial_values, self.engine_limits)
+            packs = engines.backend.packed_groups(trained, initial_values, self.engine_limits)
         names = list(self._rule.initial_values)
         if any(RESIDUAL in values for values in initial_values.values()):
             names.append(RESIDUAL)
@@ -262,21 +238,20 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         # Not as an attribute that is set: TensorFlow would save it in checkpoints.
         self.__dict__["_slot_names"] = tuple(names)
         if self.skip_nonfinite:
-            self._skipped_steps = self.add_variable(
-                (), "zeros", "int32", "only_first_replica", name="skipped_steps"
-            )
+            self._skipped_steps = self._counter("skipped_steps")
+            self._skipped_in_a_row = self._counter("skipped_in_a_row")
         alone = {index: variable for index, variable in trained.items() if index not in packs}
         own_slots = {i: [slots[name][i] for name in initial_values[i]] for i in alone}
         group = engines.Group(alone, own_slots, lazy_rows=self.sparse_update == "lazy")
         if self._is_fused:
-            self._engine = engines.fused_engine(group, packs, self.engine_limits)
+            self._engine = engines.backend.fused_engine(group, packs, self.engine_limits)
         else:
-            self._engine = engines.unfused_engine(group)
+            self._engine = engines.backend.unfused_engine(group)
 
     def _unfused_reason(self) -> str | None:
         if self._overrides_update_step():
             return f"{type(self).__name__} has an update_step of its own"
-        return engines.unsupported_reason()
+        return engines.backend.unsupported_reason()
 
     def _overrides_update_step(self) -> bool:
         return type(self).update_step is not AdaptiveOptimizer.update_step
@@ -295,7 +270,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             return slot
         if name != RESIDUAL:
             return self.add_variable_from_reference(variable, name, _constant(initial))
-        with engines.colocated_with(variable):
+        with engines.backend.colocated_with(variable):
             layout = getattr(variable, "_layout", None)
             return self.add_variable(
                 variable.shape, "zeros", "int16", layout=layout, name=slot_name
@@ -392,28 +367,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         slot = self._slot(variable, name)
         checks.same_shapes([slot], [value])
         if name == RESIDUAL:
-            self._set_weights(variable, ops.cast(variable, "float32") + ops.cast(value, "float32"))
+            weights = ops.cast(variable, "float32") + ops.cast(value, "float32")
+            half_precision.write(variable, slot, weights)
         else:
             slot.assign(value)
 
-    def _weights(self, variable: Any) -> Tensor:
-        """The value of a model variable; of one in half precision all of it, in float32."""
-        value = ops.convert_to_tensor(variable)
-        slot = self._residual(variable)
-        if slot is not None:
-            return half_precision.join(value, slot.value)
-        return ops.cast(value, half_precision.compute_dtype(variable.dtype))
-
-    def _set_weights(self, variable: Any, weights: Tensor) -> None:
-        """The reverse of `_weights`."""
-        slot = self._residual(variable)
-        if slot is not None:
-            weights, stored = half_precision.split(weights, variable.dtype)
-            slot.assign(stored)
-        variable.assign(ops.cast(weights, variable.dtype))
-
     def _residual(self, variable: Any) -> Any:
-        """The slot, or None."""
+        """The slot of what a variable in half precision cannot hold; None for any other."""
         residuals = getattr(self, _attribute(RESIDUAL), None)
         return None if residuals is None else residuals[self.index_of(variable)]
 
@@ -433,7 +393,17 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     @property
     def skipped_steps(self) -> int:
         """How many steps `skip_nonfinite` has left out; 0 without it."""
-        return int(self._skipped_steps.numpy()) if self.built and self.skip_nonfinite else 0
+        return int(self._skipped_steps.numpy()) if self.counters else 0
+
+    @property
+    def counters(self) -> tuple[keras.Variable, ...]:
+        """With `skip_nonfinite`: of the steps left out, and of those since the last one taken."""
+        if not (self.built and self.skip_nonfinite):
+            return ()
+        return self._skipped_steps, self._skipped_in_a_row
+
+    def _counter(self, name: str) -> keras.Variable:
+        return self.add_variable((), "zeros", "int32", "only_first_replica", name=name)
 
     # Applying gradients
 
@@ -461,7 +431,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         if not grads:
             return
         conditional = ("gradient_accumulation_steps", "ema_overwrite_frequency")
-        engines.check_conditional_updates(n for n in conditional if getattr(self, n) is not None)
+        engines.backend.check_conditional_updates(
+            n for n in conditional if getattr(self, n) is not None
+        )
         grads = checks.gradients(grads, variables)
         if not self.built:  # before Keras does, which may be inside a condition
             with keras.name_scope(self.name, caller=self):
@@ -473,12 +445,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             with step_conditions.after_a_batch(grads):
                 self._apply(grads, variables)
             return
+        counters = {id(counter) for counter in self.counters}
         everything = (*self.trained_variables, *self.variables)
         step_conditions.apply_if_finite(
             grads,
             lambda grads: self._apply(grads, variables),
-            self._skipped_steps,
-            state=[v for v in everything if v is not self._skipped_steps],
+            self.counters,
+            state=[v for v in everything if id(v) not in counters],
         )
 
     def _apply(self, grads: Sequence[Tensor | None], variables: Sequence[Any]) -> None:
@@ -492,9 +465,11 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """On JAX Keras itself gives the variables their averages, if it is their step."""
         averages = self._model_variables_moving_average
         for variable, average in zip(self._trainable_variables, averages, strict=True):
-            if average is not None and self._residual(variable) is not None:
-                whole = ops.where(overwritten, average.value, self._weights(variable))
-                self._set_weights(variable, whole)
+            slot = self._residual(variable)
+            if average is not None and slot is not None:
+                weights = half_precision.read(variable, slot)
+                weights = ops.where(overwritten, average.value, weights)
+                half_precision.write(variable, slot, weights)
 
     def _coalesced(self, gradient: Tensor | None, variable: Any) -> Tensor | None:
         """Each row once; all rows, where Keras computes with the gradient as a whole."""
@@ -543,7 +518,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
         """Keras averages what it is given: the whole weights."""
         whole = [
-            self._weights(v) if half_precision.is_half(v.dtype) else v for v in trainable_variables
+            half_precision.read(v, self._residual(v)) if half_precision.is_half(v.dtype) else v
+            for v in trainable_variables
         ]
         super()._update_model_variables_moving_average(whole)
 
@@ -556,7 +532,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         averages = self._model_variables_moving_average
         for variable, average in zip(trainable_variables, averages, strict=True):
             if average is not None:
-                self._set_weights(variable, average.value)
+                half_precision.write(variable, self._residual(variable), average.value)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Any) -> None:
         """Updates one variable and its slots. A subclass may override it.
@@ -652,8 +628,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         Args:
             store: maps names to arrays.
         """
-        variables, residuals = self._numbered_variables()
-        state.save(store, variables, residuals, self.skipped_steps, self._kept())
+        state.save(self, store)
 
     def load_own_variables(self, store: Any) -> None:
         """Takes the state from `store`, all of it or, with a warning or an error, nothing.
@@ -664,68 +639,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         Raises:
             ValueError: an array has another shape than the variable that it is for.
         """
-        variables, residuals = self._numbered_variables()
-        loaded = state.load(
-            store,
-            variables,
-            residuals,
-            self._trainable_variables if self.built else [],
-            self.name,
-            self._kept(),
-        )
-        if loaded is None or not self.built:
-            return
-        skipped_steps, residuals = loaded
-        if self.skip_nonfinite:
-            self._skipped_steps.assign(skipped_steps)
-        self._take_residuals(residuals)
-
-    def _take_residuals(self, residuals: state.Residuals) -> None:
-        """Takes saved residuals, where the weights are loaded already if their dtype is another."""
-        lost = []
-        for index, variable in enumerate(self._trainable_variables):
-            own = self._residual(variable)
-            dtype, stored = residuals.get(index, (None, None))
-            if dtype is None:
-                if own is not None:
-                    own.assign(ops.zeros(variable.shape, "int16"))
-            elif dtype == keras.backend.standardize_dtype(variable.dtype):
-                if own is None:
-                    lost.append(checks.path(variable))
-                else:
-                    own.assign(stored)
-            else:  # a model of half precision, loaded into one of another dtype
-                value = ops.cast(variable, "float32")
-                half = ops.cast(value, dtype)
-                whole = half_precision.join(half, ops.convert_to_tensor(stored))
-                unchanged = ops.equal(ops.cast(half, "float32"), value)
-                self._set_weights(variable, ops.where(unchanged, whole, value))
-        if lost:
-            warnings.warn(
-                f"Optimizer '{self.name}' has keep_residual=False: what was saved of the weights "
-                f"beyond half precision is lost, for {len(lost)} variables from `{lost[0]}` on.",
-                stacklevel=3,
-            )
-
-    def _numbered_variables(self) -> tuple[list[keras.Variable], state.Residuals]:
-        """What files keep by number: exactly what Keras's own Adam keeps, in its order; and the
-        residuals.
-        """
-        apart = [self._skipped_steps] if self.built and self.skip_nonfinite else []
-        residuals = {}
-        for index, variable in enumerate(self._trainable_variables if self.built else []):
-            if (slot := self._residual(variable)) is not None:
-                residuals[index] = (keras.backend.standardize_dtype(variable.dtype), slot)
-                apart.append(slot)
-        known = {id(v) for v in apart}
-        return [v for v in self.variables if id(v) not in known], residuals
-
-    def _kept(self) -> str:
-        """What the state consists of: two of the same number and shapes need not mean the same."""
-        kept = list(self._rule.initial_values)
-        kept += ["average"] if self.use_ema else []
-        kept += ["gradient_accumulator"] if self.gradient_accumulation_steps else []
-        return ", ".join(kept)
+        state.load(self, store)
 
 
 def _fields(optimizer: AdaptiveOptimizer) -> tuple[str, ...]:
@@ -736,18 +650,6 @@ def _fields(optimizer: AdaptiveOptimizer) -> tuple[str, ...]:
 def _settled(name: str, value: Any) -> ValueError:
     rule = "set before the optimizer is built: it decides on what is built"
     return checks.reject(name, rule, value)
-
-
-def _signature(cls: type) -> inspect.Signature:
-    """Of the constructor, without `self`. inspect.signature(cls) may find `__new__`."""
-    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
-def _parameters(cls: type) -> set[str]:
-    """Names of the constructor's parameters."""
-    parameters = _signature(cls).parameters.values()
-    return {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def _has_slots(variable: Any) -> bool:

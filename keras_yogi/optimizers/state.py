@@ -1,71 +1,57 @@
-"""How the state of an optimizer gets into Keras's files and out again."""
+"""How the state of an optimizer gets into Keras's files and out again.
+
+Variables are stored by number, as Keras's own Adam stores and reads them; residuals of half
+precision come after them, with a note of which model variables they belong to.
+"""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+from keras import ops
 
-from keras_yogi import checks
-from keras_yogi.half_precision import HALF
+from keras_yogi import checks, half_precision
+
+if TYPE_CHECKING:
+    from keras_yogi.optimizers.base import AdaptiveOptimizer
 
 Residuals = Mapping[int, tuple[str, Any]]
 """By the model variable's index: its dtype in half precision, and the residual as it is stored."""
 
 
-def save(
-    store: Any,
-    variables: Sequence[keras.Variable],
-    residuals: Residuals,
-    skipped_steps: int,
-    kept: str,
-) -> None:
-    """Writes variables by number, as Keras does; what Keras does not know comes last.
+def save(optimizer: "AdaptiveOptimizer", store: Any) -> None:
+    """Writes the state; what Keras does not know comes last.
 
     Args:
+        optimizer: whose state.
         store: maps names to arrays.
-        variables: in Keras's order.
-        residuals: of weights in half precision.
-        skipped_steps: a count.
-        kept: what the variables are, in words.
     """
-    stored = [*variables, *(residual for _, residual in residuals.values())]
-    for index, variable in enumerate(stored):
+    variables, residuals = _numbered_variables(optimizer)
+    for index, variable in enumerate([*variables, *(slot for _, slot in residuals.values())]):
         store[str(index)] = variable.numpy()
-    if skipped_steps:
-        store["skipped_steps"] = np.array(skipped_steps)
+    if optimizer.skipped_steps:
+        store["skipped_steps"] = np.array(optimizer.skipped_steps)
     if (attributes := _attributes(store)) is not None:
-        attributes["kept"] = kept
+        attributes["kept"] = _kept(optimizer)
         if residuals:
             attributes["residuals"] = [f"{i} {dtype}" for i, (dtype, _) in residuals.items()]
 
 
-def load(
-    store: Any,
-    variables: Sequence[keras.Variable],
-    residuals: Residuals,
-    trained: Sequence[Any],
-    name: str,
-    kept: str,
-) -> tuple[int, Residuals] | None:
-    """Fills variables, all of them or none.
+def load(optimizer: "AdaptiveOptimizer", store: Any) -> None:
+    """Takes the state, all of it or, with a warning or an error, nothing.
 
     Args:
+        optimizer: which is to have it.
         store: what `save`, or keras.optimizers.Adam, has filled.
-        variables: in Keras's order.
-        residuals: those that the optimizer keeps.
-        trained: the model variables that it was built with; none if it is not built.
-        name: the optimizer's, for messages.
-        kept: what the variables are, in words.
-
-    Returns:
-        The count of skipped steps, and the residuals that were saved, for the caller to take; None,
-        after a warning, if nothing was loaded.
 
     Raises:
         ValueError: an array has another shape than the variable that it is for.
     """
+    name, trained = optimizer.name, optimizer.trained_variables if optimizer.built else []
+    variables, residuals = _numbered_variables(optimizer)
+    kept = _kept(optimizer)
     saved = {key: np.asarray(store[key]) for key in store.keys()}  # noqa: SIM118
     skipped_steps = int(saved.pop("skipped_steps", 0))
     attributes = _attributes(store) or {}
@@ -84,7 +70,7 @@ def load(
         warnings.warn(
             f"Nothing was loaded into optimizer '{name}', because {reason}.", stacklevel=3
         )
-        return None
+        return
     names = [str(index) for index in range(len(saved))]
     if strange := [name for name in saved if name not in names]:
         raise ValueError(
@@ -93,7 +79,8 @@ def load(
         )
     values = [saved[name] for name in names]
     own, further = values[: len(variables)], values[len(variables) :]
-    if unknown := {i: d for i, d in dtypes.items() if i >= len(trained) or d not in HALF}:
+    half = half_precision.HALF
+    if unknown := {i: d for i, d in dtypes.items() if i >= len(trained) or d not in half}:
         raise ValueError(
             f"The residuals of '{name}' must be of its {len(trained)} variables, of float16 or "
             f"bfloat16. Received: {unknown}"
@@ -101,8 +88,70 @@ def load(
     checks.same_shapes([*variables, *(trained[i] for i in dtypes)], values)
     for variable, value in zip(variables, own, strict=True):
         variable.assign(value)
+    for counter, count in zip(optimizer.counters, (skipped_steps, 0), strict=False):
+        counter.assign(count)
     pairs = zip(dtypes.items(), further, strict=True)
-    return skipped_steps, {index: (dtype, value) for (index, dtype), value in pairs}
+    _take_residuals(optimizer, {index: (dtype, value) for (index, dtype), value in pairs})
+
+
+def _take_residuals(optimizer: "AdaptiveOptimizer", residuals: Residuals) -> None:
+    """Takes saved residuals, where the weights are loaded already if their dtype is another."""
+    lost = []
+    for index, (variable, own) in enumerate(_with_residuals(optimizer)):
+        dtype, stored = residuals.get(index, (None, None))
+        if dtype is None:
+            if own is not None:
+                own.assign(ops.zeros(variable.shape, "int16"))
+        elif dtype == keras.backend.standardize_dtype(variable.dtype):
+            if own is None:
+                lost.append(checks.path(variable))
+            else:
+                own.assign(stored)
+        else:  # a model of half precision, loaded into one of another dtype
+            value = ops.cast(variable, "float32")
+            half = ops.cast(value, dtype)
+            whole = half_precision.join(half, ops.convert_to_tensor(stored))
+            unchanged = ops.equal(ops.cast(half, "float32"), value)
+            half_precision.write(variable, own, ops.where(unchanged, whole, value))
+    if lost:
+        warnings.warn(
+            f"Optimizer '{optimizer.name}' has keep_residual=False: what was saved of the weights "
+            f"beyond half precision is lost, for {len(lost)} variables from `{lost[0]}` on.",
+            stacklevel=4,
+        )
+
+
+def _numbered_variables(
+    optimizer: "AdaptiveOptimizer",
+) -> tuple[list[keras.Variable], Residuals]:
+    """What files keep by number: exactly what Keras's own Adam keeps, in its order; and the
+    residuals.
+    """
+    residuals = {
+        index: (keras.backend.standardize_dtype(variable.dtype), slot)
+        for index, (variable, slot) in enumerate(_with_residuals(optimizer))
+        if slot is not None
+    }
+    apart = [*optimizer.counters, *(slot for _, slot in residuals.values())]
+    known = {id(variable) for variable in apart}
+    return [v for v in optimizer.variables if id(v) not in known], residuals
+
+
+def _with_residuals(optimizer: "AdaptiveOptimizer") -> list[tuple[Any, Any]]:
+    """The model variables, each with its residual or None."""
+    if not optimizer.built:
+        return []
+    variables = optimizer.trained_variables
+    residuals = optimizer.slots().get(half_precision.RESIDUAL, [None] * len(variables))
+    return list(zip(variables, residuals, strict=True))
+
+
+def _kept(optimizer: "AdaptiveOptimizer") -> str:
+    """What the state consists of: two of the same number and shapes need not mean the same."""
+    kept = list(optimizer.rule.initial_values)
+    kept += ["average"] if optimizer.use_ema else []
+    kept += ["gradient_accumulator"] if optimizer.gradient_accumulation_steps else []
+    return ", ".join(kept)
 
 
 def _attributes(store: Any) -> Any:
