@@ -14,7 +14,7 @@ in the variable's dtype, where weights in half precision have to be computed wit
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import keras
 from keras import ops
@@ -75,7 +75,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     engine_limits = engines.backend.limits
     """Sizes at which the fused engine does otherwise; to be set before the optimizer is built."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "AdaptiveOptimizer":
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         # Not as an attribute that is set: TensorFlow would save it in checkpoints.
         self.__dict__["_given"] = configuration.given_arguments(cls, args, kwargs)
@@ -185,7 +185,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
-    ) -> "AdaptiveOptimizer":
+    ) -> Self:
         """The optimizer that `get_config`, here or elsewhere, has described.
 
         Where the fused engine cannot serve (another backend, tf.distribute), `fused=True` is read
