@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,12 +12,8 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 # Okabe and Ito's, which colour-blind readers can tell apart.
 COLORS = ["#999999", "#000000", "#56B4E9", "#D55E00", "#0072B2", "#E69F00", "#009E73", "#CC79A7"]
@@ -33,16 +30,37 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def devices() -> list[str]:
+    """What the backend computes on: of a GPU, the card's name."""
+    backend = keras.config.backend()
+    if backend == "jax":
+        import jax
+
+        return [device.device_kind for device in jax.devices()]
+    if backend == "torch":
+        import torch
+
+        cards = range(torch.cuda.device_count())
+        return [torch.cuda.get_device_name(card) for card in cards] or ["cpu"]
+    import tensorflow as tf
+
+    return [
+        tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
+        for device in tf.config.list_physical_devices()
+    ]
+
+
 def machine() -> dict[str, Any]:
+    backend = keras.config.backend()
     return {
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        "tensorflow": tf.__version__,
+        backend: sys.modules[backend].__version__,
         "keras": keras.__version__,
-        "devices": [d.device_type for d in tf.config.list_physical_devices()],
+        "devices": devices(),
     }
 
 
@@ -65,6 +83,15 @@ def in_turn(contestants: Iterable[str], round_: int) -> list[str]:
     return list(np.random.default_rng(round_).permutation(list(contestants)))
 
 
+def rounds_of(rounds: int, label: str) -> Iterable[int]:
+    """Their numbers, with a progress bar where tqdm is installed."""
+    try:
+        from tqdm import trange
+    except ImportError:
+        return range(rounds)
+    return trange(rounds, desc=label, leave=False, disable=None)
+
+
 def interleaved(
     steps: Mapping[str, Callable[[], Any]], rounds: int, label: str = ""
 ) -> dict[str, np.ndarray]:
@@ -72,7 +99,7 @@ def interleaved(
     them all.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in tqdm(range(rounds), desc=label, leave=False, disable=None):
+    for round_ in rounds_of(rounds, label):
         for name in in_turn(steps, round_):
             start = time.perf_counter()
             steps[name]()
@@ -118,7 +145,8 @@ def write(
     figure: str,
     label: str,
 ) -> None:
-    """Writes the JSON, and a PNG of one figure of every contestant in every group of results.
+    """Writes the JSON and, where matplotlib is installed, a PNG of one figure of every contestant
+    in every group of results.
 
     Args:
         folder: made if it is not there.
@@ -130,6 +158,11 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"machine": machine(), **results}, indent=1)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError:
+        return
     picture = Figure(figsize=(8.0, 1.0 + 0.22 * sum(map(len, results.values()))))
     axes = picture.subplots()
     contestants = list(dict.fromkeys(c for group in results.values() for c in group))

@@ -20,8 +20,8 @@ import _timing
 import keras
 import numpy as np
 import tensorflow as tf
+from _models import transformer
 from keras import layers
-from tqdm import tqdm
 
 import keras_yogi
 
@@ -43,19 +43,6 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weight_decay": ({}, {"weight_decay": 0.01}),
     "MirroredStrategy": ({}, {}),
 }
-
-
-def attention_block(x: Any) -> Any:
-    y = layers.MultiHeadAttention(4, 16)(x, x)
-    x = layers.LayerNormalization()(layers.Add()([x, y]))
-    y = layers.Dense(64)(layers.Dense(128, activation="relu")(x))
-    return layers.LayerNormalization()(layers.Add()([x, y]))
-
-
-def transformer() -> keras.Model:
-    words = keras.Input((32,), dtype="int32")
-    x = attention_block(attention_block(layers.Embedding(1000, 64)(words)))
-    return keras.Model(words, layers.Dense(1)(layers.GlobalAveragePooling1D()(x)))
 
 
 def sequential(shape: tuple[int, ...], *of_model: layers.Layer) -> keras.Model:
@@ -125,7 +112,7 @@ def measure(model_name: str, setting: str, rounds: int) -> dict[str, dict[str, f
         models[name].fit(data, steps_per_epoch=1, shuffle=False, verbose=0)
         first[name] = time.perf_counter() - start
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    for round_ in tqdm(range(rounds), f"{model_name}, {setting}", leave=False, disable=None):
+    for round_ in _timing.rounds_of(rounds, f"{model_name}, {setting}"):
         for name in _timing.in_turn(models, round_):
             clock = Clock()
             # two steps more: the first ones of a `fit` wait for its data

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# The card's number: what is not named there, no test sees.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("KERAS_YOGI_TEST_GPU", ""))
-if os.environ.get("KERAS_BACKEND") == "jax":
+if os.environ.get("KERAS_BACKEND") == "jax" and not os.environ.get("KERAS_YOGI_TEST_GPU"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Eight devices, for the tests of keras.distribution
     os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -21,6 +22,7 @@ ON_EVERY_BACKEND = sorted(
         "test_backends.py",
         "test_bad_calls.py",
         "test_contract_*.py",
+        "test_gpu.py",
         "test_half_precision.py",
         "test_keras_adam.py",
         "test_properties.py",

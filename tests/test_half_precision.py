@@ -14,6 +14,7 @@ from support.comparison import TOLERANCE, assert_same_trajectory
 from support.models import regression
 from support.reference import reference_trajectory
 from support.training import (
+    held,
     initial_weights,
     take_steps,
     trajectory,
@@ -27,11 +28,6 @@ from keras_yogi import half_precision
 HALF = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 in_half = pytest.mark.parametrize("dtype", HALF)
 both = pytest.mark.parametrize("optimizer_class", BOTH)
-
-
-def held(values, dtype):
-    """As float64, what a variable of this dtype holds of the values."""
-    return np.array(values).astype(HALF[dtype]).astype("float64")
 
 
 def ulp(values, dtype):

@@ -5,19 +5,15 @@ import numpy as np
 import pytest
 from support.backend import ENGINES, MODES, array, tensor
 from support.cases import BOTH, CASES, over
-from support.comparison import TOLERANCE, assert_same_trajectory
+from support.comparison import (
+    TOLERANCE,
+    assert_follows_the_reference,
+    assert_same_trajectory,
+)
 from support.reference import reference_trajectory
 from support.training import hard_gradients, initial_weights, take_steps, trajectory, variables_of
 
 import keras_yogi
-
-
-def assert_follows_the_formula(case, mode, dtype):
-    weights, gradients = initial_weights(), hard_gradients()
-    actual = trajectory(case.optimizer(), weights, gradients, mode, dtype)
-    reference = case.keras_reference([w.astype(dtype) for w in weights])
-    expected = reference_trajectory(reference, gradients)
-    assert_same_trajectory(actual, expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -25,7 +21,7 @@ def assert_follows_the_formula(case, mode, dtype):
 @pytest.mark.parametrize("engine", ENGINES)
 @over(CASES)
 def test_update_is_the_published_one(case, engine, mode, dtype):
-    assert_follows_the_formula(case.on(engine), mode, dtype)
+    assert_follows_the_reference(case.on(engine), mode, dtype)
 
 
 def test_the_gradients_are_hard():

@@ -59,11 +59,11 @@ def load_tfa(
             was found and what to do.
 
     Example:
-    >>> import keras_yogi
-    >>> optimizer = keras_yogi.load_tfa({"learning_rate": 0.02, "beta1": 0.8, "epsilon": 1e-4})
-    >>> optimizer.beta_1, optimizer.epsilon_hat
-    (0.8, True)
-    >>> model = keras_yogi.load_tfa("model.h5")  # doctest: +SKIP
+        >>> import keras_yogi
+        >>> optimizer = keras_yogi.load_tfa({"learning_rate": 0.02, "beta1": 0.8, "epsilon": 1e-4})
+        >>> optimizer.beta_1, optimizer.epsilon_hat
+        (0.8, True)
+        >>> model = keras_yogi.load_tfa("model.h5")  # doctest: +SKIP
 
     References:
         TensorFlow Addons 0.23, tensorflow_addons/optimizers/yogi.py: keys, slots and arithmetic.

@@ -22,8 +22,8 @@ class Adam(AdaptiveOptimizer):
     w ← w − η m̂ / (√v̂ + ε)
     ```
 
-    A gradient of an Embedding that names a row several times counts as the sum of its pieces, as
-    it does for a dense gradient.
+    If a batch looks up a row of an Embedding several times, the gradients of that row are summed
+    before the update, as in a dense gradient.
 
     Args:
         learning_rate: η ≥ 0: a number, a `keras.optimizers.schedules.LearningRateSchedule`, or a
@@ -35,36 +35,39 @@ class Adam(AdaptiveOptimizer):
             correction, as in Keras and PyTorch). Defaults to False.
         epsilon_hat: add ε to √v before the bias correction instead, as keras.optimizers.Adam
             does: `Adam(epsilon_hat=True, epsilon=1e-7)` is that optimizer. Defaults to False.
-        sparse_update: how the gradient of an Embedding (tf.IndexedSlices) is applied. "exact": as
-            its dense twin; every row moves in every step. "lazy": rows that the batch does not
-            name keep their weights and slots, so that a step costs what the batch's rows cost.
+        sparse_update: how the gradient of an Embedding (tf.IndexedSlices) is applied. "exact":
+            like a dense gradient; every row is updated in every step. "lazy": rows that are not
+            in the batch keep their weights and slots, and a step costs as much as its rows do.
             Defaults to "exact".
-        fused: "auto": update many variables in few operations where that is possible (on
-            TensorFlow, tf.distribute included, and on PyTorch); True: do, or say why not; False:
-            one variable after another, which is the specification. `optimizer.engine` tells which
-            it is. Defaults to "auto".
-        skip_nonfinite: a step with a NaN or an infinity in any gradient changes nothing and is
-            counted in `skipped_steps`. A hundred in a row are told at once, but from inside a
-            program that XLA or torch.compile has compiled; `fit` warns at its end if most steps
-            were skipped. Defaults to False: they reach the weights, as in Keras.
+        fused: "auto": use the fused engine, which updates many variables in few operations, where
+            it is available (TensorFlow, tf.distribute included, and PyTorch). True: use it, or
+            raise an error that says why it is not available. False: update one variable after
+            another, the reference implementation. `optimizer.engine` names the engine in use.
+            Defaults to "auto".
+        skip_nonfinite: skip a step if any gradient has a NaN or an infinity: weights and slots
+            stay, and `skipped_steps` counts the step. A warning comes after a hundred skipped
+            steps in a row (not from inside a program that XLA or torch.compile has compiled), and
+            at the end of a `fit` that has skipped most steps. Defaults to False: NaN and infinity
+            reach the weights, as in Keras.
         bias_correction: which moments are corrected for their start: "both"; "momentum": v̂ = v;
             "none": m̂ = m and v̂ = v. Defaults to "both".
-        keep_residual: weights in float16 and bfloat16 are updated in float32, and what they cannot
-            hold is kept beside them in the slot "residual": 12 bytes a weight in all, as in
-            float32 training. False forgets it (10 bytes): changes below half a unit in the last
-            place are then lost. Defaults to True.
-        **keras_arguments: Keras's own: `weight_decay` (≥ 0 or None), `clipnorm`, `clipvalue`,
-            `global_clipnorm` (> 0 or None, one of the three), `use_ema`, `ema_momentum` (in
-            [0, 1]), `ema_overwrite_frequency` (≥ 1 or None), `loss_scale_factor` (> 0 or None),
-            `gradient_accumulation_steps` (≥ 2 or None), `name`.
+        keep_residual: keep, in the slot "residual", what float16 and bfloat16 cannot hold of a
+            weight. Weights in half precision are always updated in float32. With the residual
+            they take 12 bytes each, slots included, as in float32 training. Without it they take
+            10, and changes below half a unit in the last place are lost. Defaults to True.
+        **keras_arguments: arguments of every Keras optimizer. `weight_decay` (≥ 0), `clipnorm`,
+            `clipvalue`, `global_clipnorm` (> 0, at most one of the three),
+            `ema_overwrite_frequency` (≥ 1), `loss_scale_factor` (> 0),
+            `gradient_accumulation_steps` (≥ 2) and `name` default to None, `use_ema` to False,
+            and `ema_momentum` (in [0, 1]) to 0.99.
 
     Raises:
         ValueError: an argument breaks its rule or is unknown.
 
     Example:
-    >>> import keras, keras_yogi
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    >>> model.compile(optimizer=keras_yogi.Adam(0.001), loss="mse")
+        >>> import keras, keras_yogi
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        >>> model.compile(optimizer=keras_yogi.Adam(0.001), loss="mse")
 
     References:
         Kingma & Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, arXiv:1412.6980:

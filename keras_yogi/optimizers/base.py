@@ -14,7 +14,7 @@ in the variable's dtype, where weights in half precision have to be computed wit
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import keras
 from keras import ops
@@ -75,7 +75,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     engine_limits = engines.backend.limits
     """Sizes at which the fused engine does otherwise; to be set before the optimizer is built."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "AdaptiveOptimizer":
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         # Not as an attribute that is set: TensorFlow would save it in checkpoints.
         self.__dict__["_given"] = configuration.given_arguments(cls, args, kwargs)
@@ -186,7 +186,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
-    ) -> "AdaptiveOptimizer":
+    ) -> Self:
         """The optimizer that `get_config`, here or elsewhere, has described.
 
         Where the fused engine cannot serve (another backend, tf.distribute), `fused=True` is read
@@ -515,14 +515,16 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             self._engine.step(self._rule, self._scalars(learning_rate), gradients)
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        """w ← w − w · `weight_decay` · η, of half precision by the engine."""
+        """w ← w − w · `weight_decay` · η. Keras computes it in the variable's dtype, and with a
+        learning rate in float32: for all but float32 the engine does.
+        """
         if self.weight_decay is None:
             return
-        half = [v for v in variables if half_precision.is_half(v.dtype)]
-        others = [v for v in variables if not half_precision.is_half(v.dtype)]
-        if others:
-            super()._apply_weight_decay(others)
-        decayed = [v for v in half if self._use_weight_decay(v)]
+        others = [v for v in variables if keras.backend.standardize_dtype(v.dtype) != "float32"]
+        in_float32 = [v for v in variables if keras.backend.standardize_dtype(v.dtype) == "float32"]
+        if in_float32:
+            super()._apply_weight_decay(in_float32)
+        decayed = [v for v in others if self._use_weight_decay(v)]
         if decayed:
             rule = DecayRule(self._rule, self.weight_decay)
             scalars = self._scalars(self.learning_rate)

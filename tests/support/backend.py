@@ -14,6 +14,20 @@ if ON_TENSORFLOW:
 
 tensorflow_only = pytest.mark.skipif(not ON_TENSORFLOW, reason="exists on TensorFlow alone")
 
+
+def has_gpu() -> bool:
+    """Whether the backend computes on one: tests/conftest.py hides it unless it is asked for."""
+    if BACKEND == "jax":
+        import jax
+
+        return jax.default_backend() == "gpu"
+    if BACKEND == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 Step = Callable[[Sequence[Any]], None]  # of gradients, one per variable
 Variables = Sequence[keras.Variable]
 

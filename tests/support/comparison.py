@@ -6,8 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from support.reference import Array, KerasReference
-from support.training import state_of
+from support.reference import Array, KerasReference, reference_trajectory
+from support.training import hard_gradients, held, initial_weights, state_of, trajectory
 
 # Of each coordinate's largest value over the run. float64: a dozen roundings of 1.1e-16 a step
 # over 15 steps. float32 likewise, of 6e-8.
@@ -28,6 +28,19 @@ def assert_same_trajectory(actual: list, expected: list, tolerance: float) -> No
                 f"{name} of variable {variable} is off by {error.max():.2e} of its largest value, "
                 f"worst at step {step}; allowed: {tolerance:.0e}"
             )
+
+
+def assert_follows_the_reference(case: Any, mode: str, dtype: str) -> None:
+    """Weights and slots over 15 hard steps, in one of `backend.MODES`.
+
+    Half precision is computed in float32, and variable and residual hold all of that.
+    """
+    weights = [held(w, dtype) for w in initial_weights()]
+    gradients = [[held(g, dtype) for g in row] for row in hard_gradients()]
+    actual = trajectory(case.optimizer(), weights, gradients, mode, dtype)
+    expected = reference_trajectory(case.keras_reference(weights), gradients)
+    tolerance = TOLERANCE["float64" if dtype == "float64" else "float32"]
+    assert_same_trajectory(actual, expected, tolerance)
 
 
 def assert_close(actual: Any, expected: Array, tolerance: float, label: str = "") -> None:

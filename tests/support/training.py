@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import ml_dtypes
 import numpy as np
 
 from support.backend import COMPILED, MODES, array, tensor
@@ -31,6 +32,12 @@ def hard_gradients(steps: int = 15) -> list[list[Array]]:
         ]
         rows.append([np.zeros_like(g) if step == 6 else g.astype("float32") for g in row])
     return rows
+
+
+def held(values: Any, dtype: str) -> Array:
+    """As float64, what a variable of this dtype holds of the values."""
+    of_numpy = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    return np.array(values).astype(of_numpy).astype("float64")
 
 
 def variables_of(weights: Sequence[Array], dtype: str = "float32") -> list[keras.Variable]:
