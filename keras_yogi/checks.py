@@ -1,7 +1,7 @@
-"""Checks of arguments, and of what an optimizer is called with.
+"""Checks of constructor arguments, and of calls of an optimizer.
 
-Every message names the argument, the rule and the value. Checks of a call look at static shapes and
-dtypes, so that they cost nothing once a graph is traced, and they come before anything is changed.
+Every message names the argument, the rule and the value. Checks of a call come before any change.
+They read static shapes and dtypes, so they cost nothing once a graph is traced.
 """
 
 import difflib
@@ -47,7 +47,7 @@ OTHER_NAMES: dict[str, str] = {
     "l2": "l2_regularization_strength",
     **dict.fromkeys(("decay", "wd"), "weight_decay"),
 }
-"""What other libraries, and older versions of Keras, call the arguments."""
+"""Names that other libraries, and older versions of Keras, give the arguments."""
 
 
 def reject(name: str, rule: str, value: Any) -> ValueError:
@@ -56,7 +56,7 @@ def reject(name: str, rule: str, value: Any) -> ValueError:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: of an array or a variable, what it is, not its numbers."""
+    """A value as text for a message: an array or a variable without its numbers."""
     if hasattr(value, "assign"):
         return f"<variable {path(value)}>"
     if getattr(value, "shape", ()) != ():
@@ -79,7 +79,7 @@ def not_of_keras_2(name: str, value: Any) -> None:
 
 
 def number(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> float:
-    """`value` as a float, if it is a finite real number for which the rule holds."""
+    """`value` as a float. It must be a finite real number for which `holds` is true."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise reject(name, f"a number {rule}", value)
     converted = float(value)
@@ -97,7 +97,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def fraction(name: str, value: Any) -> float:
-    """A decay rate: 1 itself would mean that nothing is ever learnt (and ln β = 0)."""
+    """A decay rate below 1: at 1 nothing would be learnt, and ln β would be 0."""
     return number(name, value, "in [0, 1)", lambda x: 0 <= x < 1)
 
 
@@ -120,7 +120,7 @@ def integer(name: str, value: Any, at_least: int) -> int:
 
 
 def learning_rate(value: Any) -> Any:
-    """A float (from any real number), or a schedule or callable as it is."""
+    """A float for any real number; a schedule or a callable unchanged."""
     if callable(value) and not isinstance(value, type):
         return value
     if isinstance(value, np.ndarray) and value.shape == ():
@@ -153,11 +153,11 @@ KERAS_CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "gradient_accumulation_steps": _or_none(integer, at_least=2),
     "name": _or_none(text),
 }
-"""Of each of Keras's own arguments."""
+"""The check of each argument of every Keras optimizer."""
 
 
 def keras_arguments(owner: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Keras's own arguments, checked; any other name is refused, with the nearest known one."""
+    """Checks Keras's arguments. The error for an unknown name suggests the nearest known one."""
     checked: dict[str, Any] = {}
     for name, value in arguments.items():
         if name not in KerasArguments.__annotations__:
@@ -174,7 +174,7 @@ def keras_arguments(owner: type, arguments: Mapping[str, Any]) -> dict[str, Any]
     return checked
 
 
-# What an optimizer is called with
+# Calls of an optimizer
 
 
 def path(variable: Any) -> str:
@@ -199,7 +199,7 @@ def variable_list(name: str, variables: Any) -> list[Any]:
 
 
 def gradient_list(grads: Any) -> list[Any]:
-    """A list of gradients; one array is not a list of its rows."""
+    """A list of gradients. One array is refused: it is not a list of its rows."""
     if hasattr(grads, "shape") or isinstance(grads, str) or not _is_iterable(grads):
         raise reject("grads", "a list of gradients, one per variable", grads)
     return list(grads)
@@ -213,8 +213,8 @@ def gradients(grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """Each gradient as a tensor of its variable's shape, as rows of it, or None.
 
     Raises:
-        ValueError: a gradient is not such a one. It must not be broadcast, and nothing but an
-            Embedding's rows may stand for a larger gradient.
+        ValueError: the number, a shape or a dtype is wrong. Gradients are never broadcast, and only
+            row gradients may have fewer rows than their variable.
     """
     if len(grads) != len(variables):
         raise ValueError(
@@ -245,7 +245,7 @@ def _gradient(gradient: Any, variable: Any) -> Any:
 
 
 def same_shapes(variables: Sequence[Any], values: Sequence[Any]) -> None:
-    """Every value has its variable's shape, so that all of them can be stored."""
+    """Raises a ValueError unless every value has its variable's shape."""
     for variable, value in zip(variables, values, strict=True):
         shape = tuple(value.shape) if hasattr(value, "shape") else np.shape(value)
         if tuple(variable.shape) != shape:

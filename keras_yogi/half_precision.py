@@ -1,23 +1,24 @@
-"""Weights in float16 and bfloat16, and what these dtypes cannot hold of them.
+"""Weights in float16 and bfloat16, and the digits that these dtypes cannot hold.
 
-In bfloat16, 1 − 0.001 is 1: a weight that keeps nothing else stands still. A weight w of
-float32 is therefore stored in two parts of 16 bits:
+In bfloat16, 1 − 0.001 is 1: a weight kept in bfloat16 alone would never move. A float32 weight w is
+therefore stored in two parts of 16 bits:
 
     w = variable + residual
 
-The variable is w rounded to half precision, which the model computes with. The residual is a whole
-number of parts of the variable's last binary digit, between −½ and ½ of it, stored as int16:
+The variable is w rounded to half precision; the model computes with it. The residual is stored as
+an int16, in parts of 2⁻¹⁶ of the variable's last binary digit. It lies between −½ and ½ of that
+digit:
 
     residual = ± stored · ulp(variable) / 2¹⁶            (± is the variable's sign)
 
-In bfloat16 these are the low 16 bits of w, and the sum is w to the last bit. In float16 it is w
-down to |w| = 2⁻¹⁷; below, the sum is a multiple of 2⁻⁴⁰.
+In bfloat16 the stored number is the low 16 bits of w, and the sum is exactly w. In float16 the sum
+is exactly w for |w| ≥ 2⁻¹⁷; below, it is w rounded to a multiple of 2⁻⁴⁰.
 
-As the residual is relative to the variable, it never moves a weight that was set from outside by
-more than half a unit in the variable's last place: the variable stays what it was set to.
+The residual is relative to the variable. So a residual that is out of date moves a weight by at
+most half a unit in the variable's last place: a variable that was set from outside keeps its value.
 
-Everything is computed with integers: a compiler may leave out float32 → bfloat16 → float32, and the
-residual would be zero.
+All of this is computed with integers: a compiler may remove the casts float32 → bfloat16 → float32,
+and the residual would be zero.
 """
 
 from typing import Any
@@ -28,7 +29,7 @@ from keras import ops
 Tensor = Any
 HALF = ("float16", "bfloat16")
 RESIDUAL = "residual"
-"""The name of the slot."""
+"""The name of the residual's slot."""
 
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
@@ -51,12 +52,12 @@ else:
 
 
 def is_half(dtype: Any) -> bool:
-    """Whether it is float16 or bfloat16."""
+    """Whether a dtype is float16 or bfloat16."""
     return keras.backend.standardize_dtype(dtype) in HALF
 
 
 def compute_dtype(dtype: Any) -> str:
-    """What variables of this dtype are updated in.
+    """The dtype in which variables of this dtype are updated.
 
     Half precision holds neither 1 − β₂ = 0.001 next to 1 nor ε = 1e-8. float64 stays float64.
     """
@@ -64,7 +65,7 @@ def compute_dtype(dtype: Any) -> str:
 
 
 def slot_dtype(name: str, dtype: Any) -> str:
-    """What the slot of this name is kept in, for a variable of this dtype."""
+    """The dtype of the slot of this name, for a variable of this dtype."""
     return "int16" if name == RESIDUAL else compute_dtype(dtype)
 
 
@@ -77,13 +78,13 @@ def join(variable: Tensor, stored: Tensor) -> Tensor:
     """
     bits, stored = _int32(_bitcast(variable, "int16")), _int32(stored)
     if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
-        # The residual of another value must not make a NaN of zero or infinity.
+        # A residual that is out of date must not turn zero or infinity into NaN.
         magnitude = ops.bitwise_and(bits, 0x7FFF)
         has_residual = ops.logical_and(magnitude > 0, magnitude < 0x7F80)
         low = ops.where(has_residual, stored, ops.zeros_like(stored))
         return _bitcast(ops.left_shift(bits, 16) + low, "float32")
-    # The residual of another value must not round to another variable. Below a power of two digits
-    # are half as wide; a half is rounded to even, and float32 keeps multiples of 8 parts.
+    # With a residual that is out of date the sum must still round to the variable. Below a power of
+    # two digits are half as wide; ties round to even, and float32 keeps multiples of 8 parts.
     is_power = ops.bitwise_and(bits, 1023) == 0
     most = ops.where(ops.bitwise_and(bits, 1) == 0, 0x8000, 0x7FF8)
     least = ops.where(is_power, -0x4000, -most)
@@ -96,11 +97,11 @@ def join(variable: Tensor, stored: Tensor) -> Tensor:
 
 
 def split(weights: Tensor, dtype: Any) -> tuple[Tensor, Tensor]:
-    """The reverse of `join`: weights as they are stored.
+    """The reverse of `join`: splits weights into the two stored parts.
 
     Args:
         weights: in float32.
-        dtype: of the variable: float16 or bfloat16.
+        dtype: the variable's dtype: float16 or bfloat16.
 
     Returns:
         The variable's value, and the residual in int16.
@@ -108,7 +109,7 @@ def split(weights: Tensor, dtype: Any) -> tuple[Tensor, Tensor]:
     if keras.backend.standardize_dtype(dtype) == "bfloat16":
         nan = ops.isnan(weights)
         bits = ops.where(nan, ops.full_like(_bits(weights), 0x7FC00000), _bits(weights))
-        # A half is rounded up: to even, a residual could be 2¹⁵, which int16 does not hold.
+        # Ties round up: to even, a residual could be 2¹⁵, which int16 cannot hold.
         top = ops.right_shift(bits + 0x8000, 16)
         low = bits - ops.left_shift(top, 16)
         return _bitcast(ops.cast(top, "int16"), "bfloat16"), ops.cast(low, "int16")
@@ -122,16 +123,16 @@ def split(weights: Tensor, dtype: Any) -> tuple[Tensor, Tensor]:
 
 
 def residual(variable: Tensor, stored: Tensor) -> Tensor:
-    """What the variable does not hold of the weights, in float32."""
+    """The float32 difference between the weights and the variable."""
     return join(variable, stored) - ops.cast(variable, "float32")
 
 
 def read(variable: Any, slot: Any = None) -> Tensor:
-    """The whole weights, in the dtype that they are computed in.
+    """The full weights in the dtype of the computation.
 
     Args:
         variable: a model variable, or its value.
-        slot: its residual; None if it keeps none.
+        slot: its residual, or None if it keeps none.
     """
     value = ops.convert_to_tensor(variable)
     if slot is not None:
@@ -140,7 +141,7 @@ def read(variable: Any, slot: Any = None) -> Tensor:
 
 
 def write(variable: Any, slot: Any, weights: Tensor) -> None:
-    """The reverse of `read`: stores weights in a model variable and, unless it is None, a slot."""
+    """The reverse of `read`: stores weights in a model variable and its residual, if any."""
     if slot is not None:
         weights, stored = split(weights, variable.dtype)
         slot.assign(stored)
@@ -155,11 +156,11 @@ def _int32(x: Tensor) -> Tensor:
     return ops.cast(x, "int32")
 
 
-# A value of float16, from its bits, in parts: 2⁻¹⁶ of its last binary digit
+# float16 from its bits. A part is 2⁻¹⁶ of a value's last binary digit.
 
 
 def _exponent(bits: Tensor) -> Tensor:
-    """The exponent's field: 0 below 2⁻¹⁴, 31 of an infinity or NaN."""
+    """The exponent field: 0 below 2⁻¹⁴, 31 for infinity and NaN."""
     return ops.bitwise_and(ops.right_shift(bits, 10), 31)
 
 
@@ -170,11 +171,11 @@ def _in_parts(bits: Tensor) -> Tensor:
 
 
 def _signed(x: Tensor, bits: Tensor) -> Tensor:
-    """`x` with the other sign where a value is negative."""
+    """`x`, negated where the value of `bits` is negative."""
     return ops.where(bits < 0, -x, x)
 
 
 def _part(bits: Tensor) -> Tensor:
-    """A part in float32: a power of two, made from its exponent's field."""
+    """The size of one part in float32: a power of two, made from its exponent field."""
     exponent = ops.where(_exponent(bits) > 1, _exponent(bits), ops.ones_like(bits))
     return _bitcast(ops.left_shift(exponent + 86, 23), "float32")

@@ -1,7 +1,7 @@
-"""Row gradients: the gradient of an Embedding names some rows of a table, each perhaps repeatedly.
+"""Row gradients: an Embedding's gradient names some rows of a table, possibly more than once.
 
-TensorFlow hands them out as tf.IndexedSlices. The gradient of a row is the sum of its pieces, and
-only the sum may be clipped or squared: keras.optimizers.Adam up to 3.15 squares the pieces. Other
+On TensorFlow they are tf.IndexedSlices. The gradient of a row is the sum of its pieces, and only
+the sum may be clipped or squared; keras.optimizers.Adam up to 3.15 squares the pieces. Other
 backends have dense gradients, or sparse tensors, which are made dense.
 """
 
@@ -16,15 +16,15 @@ if keras.config.backend() == "tensorflow":
     import tensorflow as tf
 
     def is_rows(gradient: Any) -> TypeGuard[Any]:
-        """Whether it is the gradient of some rows."""
+        """Whether a gradient is a row gradient."""
         return isinstance(gradient, tf.IndexedSlices)
 
     def values_of(gradient: Tensor) -> Tensor:
-        """The numbers of a gradient: all of a dense one, the rows of a row gradient."""
+        """The values of a gradient: all of a dense one, the rows of a row gradient."""
         return gradient.values if is_rows(gradient) else gradient
 
     def with_values(gradient: Tensor, values: Tensor) -> Tensor:
-        """A gradient of the same rows, or a dense one, with other numbers."""
+        """The gradient with other values; a row gradient keeps its indices."""
         if not is_rows(gradient):
             return values
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
@@ -34,17 +34,16 @@ if keras.config.backend() == "tensorflow":
             return with_values(self, self.values / divisor)
 
     def divisible(gradient: Tensor) -> Tensor:
-        """The same gradient, which Keras may divide by a loss scale: of rows, it could not."""
+        """The same gradient, which Keras can divide by a loss scale; tf.IndexedSlices it cannot."""
         if not is_rows(gradient):
             return gradient
         return _DivisibleRows(gradient.values, gradient.indices, gradient.dense_shape)
 
     def coalesce(gradient: Tensor) -> Tensor:
-        """The same gradient, in which no row is repeated.
+        """The same gradient with repeated rows summed.
 
-        It has as many rows as there were pieces, because XLA compiles for fixed shapes. What is
-        left over is padding: zeros, with an index of -1. Half precision is summed in float32: in
-        bfloat16, 256 + 1 is 256.
+        The number of rows does not change, because XLA compiles for fixed shapes: padding is added,
+        zeros with index −1. Half precision is summed in float32: in bfloat16, 256 + 1 is 256.
         """
         _, targets = tf.unique(gradient.indices)
         pieces = tf.size(targets)
@@ -52,29 +51,29 @@ if keras.config.backend() == "tensorflow":
         values = tf.cast(gradient.values, tf.float32) if is_half else gradient.values
         return tf.IndexedSlices(
             tf.math.unsorted_segment_sum(values, targets, pieces),
-            # Of an empty segment the largest index is the smallest integer there is.
+            # The maximum of an empty segment is the smallest integer.
             tf.maximum(tf.math.unsorted_segment_max(gradient.indices, targets, pieces), -1),
             gradient.dense_shape,
         )
 
     def with_padding(gradient: Tensor) -> Tensor:
-        """The same gradient and one row of padding: where TensorFlow takes none without rows."""
+        """The same gradient and one row of padding, for operations that fail without rows."""
         shape = tf.concat([[1], tf.shape(gradient.values)[1:]], 0)
         row = tf.zeros(shape, gradient.values.dtype)
         indices = tf.concat([gradient.indices, [-1]], 0)
         return tf.IndexedSlices(tf.concat([gradient.values, row], 0), indices, gradient.dense_shape)
 
     def without_padding(gradient: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The real rows. XLA needs fixed shapes: there, padding (index < 0) is replaced by copies
-        of a real row instead; writing a row twice with the same numbers is harmless.
+        """The gradient without its padding. Under XLA, which needs fixed shapes, replaces padding
+        (index < 0) with copies of a real row; writing the same row twice is harmless.
 
         Returns:
-            The gradient, and under XLA a boolean scalar: False if there is no real row at all, in
-            which case nothing may change.
+            The gradient and, under XLA, a boolean scalar: False if there is no real row, so that
+            nothing may change. Without XLA, None.
         """
         indices = gradient.indices
         if tf.__internal__.get_enclosing_xla_context():
-            # One more index, so that there is a largest one where a batch names no row.
+            # One more index, so that argmax is defined if a batch names no row.
             a_real_row = tf.argmax(tf.concat([indices, [-1]], 0), output_type=tf.int32)
             source = tf.where(indices < 0, a_real_row, tf.range(tf.size(indices)))
             any_row = tf.reduce_any(tf.gather(indices, source) >= 0)
@@ -85,22 +84,22 @@ if keras.config.backend() == "tensorflow":
         return tf.IndexedSlices(values, indices, gradient.dense_shape), any_row
 
     def dense(gradient: Tensor) -> Tensor:
-        """The gradient of the whole table, which is zero in every other row."""
+        """The gradient of the whole table, zero in all other rows."""
         if not is_rows(gradient):
             return gradient
         return tf.cast(tf.convert_to_tensor(coalesce(gradient)), gradient.dtype)
 
     def gather(variable: Any, indices: Tensor) -> Tensor:
-        """Rows of a variable, without a copy of all of it."""
+        """Rows of a variable, without copying the whole variable."""
         return tf.gather(_native(variable), indices)
 
     def scatter(variable: Any, values: Tensor, indices: Tensor) -> None:
         """Overwrites rows of a variable."""
         native = _native(variable)
         native.scatter_update(tf.IndexedSlices(tf.cast(values, native.dtype), indices))
-        # From now on TensorFlow would copy all of the variable whenever it is read as a whole, as
-        # Keras's Embedding does in every step, in case rows are written meanwhile. Without that,
-        # writing rows copies it if, and only if, somebody still holds what was read before.
+        # From now on TensorFlow would copy the variable whenever it is read as a whole, as Keras's
+        # Embedding does in every step, in case rows are written meanwhile. With copies disabled,
+        # writing rows copies the variable only if a value read before is still in use.
         if hasattr(native, "handle") and not tf.__internal__.get_enclosing_xla_context():
             tf.raw_ops.DisableCopyOnRead(resource=native.handle)
 
@@ -108,36 +107,35 @@ if keras.config.backend() == "tensorflow":
         return variable.value if isinstance(variable, keras.Variable) else variable
 
     def with_shape(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The gradient, whose shape is checked when the step runs if it is not known before."""
+        """The gradient; a shape that is unknown now is checked when the step runs."""
         if gradient.shape.is_fully_defined():
             return gradient
         return tf.ensure_shape(gradient, shape)
 
     def checked(gradient: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
-        """The gradient, if its rows can be those of a table of this shape; else a ValueError
-        that begins with `what`. Which rows they are is known in eager mode alone.
+        """The gradient, if it is dense or its rows fit a table of this shape; else a ValueError
+        that begins with `what`. Row indices are checked in eager mode only, where they are known.
         """
         if not is_rows(gradient):
             return gradient
         dense_shape = shape if gradient.dense_shape is None else gradient.dense_shape
-        parts = (gradient.values, gradient.indices, dense_shape)  # they may be lists
+        parts = (gradient.values, gradient.indices, dense_shape)  # may be lists
         gradient = tf.IndexedSlices(*map(tf.convert_to_tensor, parts))
         values, indices = gradient.values.shape, gradient.indices
         table = tf.get_static_value(gradient.dense_shape)
         if table is not None and tuple(table) != shape:
             raise ValueError(
-                f"{what} be of rows of a table of its shape {shape}. "
-                f"Received: rows of {tuple(table.tolist())}"
+                f"{what} have its shape {shape} as dense_shape. Received: {tuple(table.tolist())}"
             )
         if not values[1:].is_compatible_with(shape[1:]):
             raise ValueError(
-                f"{what} be of rows of shape {shape[1:]}. Received: {tuple(values[1:])}"
+                f"{what} have rows of shape {shape[1:]}. Received: {tuple(values[1:])}"
             )
         if not indices.dtype.is_integer:
             raise ValueError(f"{what} name rows by integers. Received: {indices.dtype.name}")
         if not indices.shape.is_compatible_with(values[:1]):
             raise ValueError(
-                f"{what} name one index a row. Received: {indices.shape[0]} for {values[0]} rows"
+                f"{what} have one index per row. Received: {indices.shape[0]} for {values[0]} rows"
             )
         if tf.executing_eagerly():
             outside = tf.boolean_mask(indices, (indices < 0) | (indices >= shape[0]))
@@ -168,9 +166,9 @@ else:
         return ops.convert_to_tensor(gradient, sparse=False)
 
     def with_shape(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Shapes are always known here."""
+        """The gradient: on these backends its shape is always known."""
         return gradient
 
     def checked(gradient: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
-        """Sparse tensors of these backends carry their shape, which is checked like any other."""
+        """The gradient: sparse tensors of these backends have a shape, checked like any other."""
         return gradient

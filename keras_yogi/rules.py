@@ -1,7 +1,7 @@
-"""The update rules: frozen values, whose methods are pure functions of tensors.
+"""The update rules: frozen dataclasses whose methods are pure functions of tensors.
 
 A rule knows no variable, no optimizer and no device. It says which slots a weight needs and how a
-gradient moves the weight and its slots. In the formulas g is the gradient, m the momentum, v the
+gradient changes the weight and its slots. In the formulas g is the gradient, m the momentum, v the
 velocity, w the weight and t = 1, 2, … the step. Every method works element by element, on tensors
 of one shape and dtype.
 """
@@ -23,7 +23,7 @@ Slots = tuple[Tensor, ...]
 
 
 class StepScalars(NamedTuple):
-    """What is the same for every weight in one step: scalars of the dtype it is computed in."""
+    """Scalars of one step, the same for every weight, in the dtype of the computation."""
 
     learning_rate: Tensor  # η
     step: Tensor  # t
@@ -32,18 +32,18 @@ class StepScalars(NamedTuple):
 
 
 class Rule(Protocol):
-    """What an engine carries out: hashable, and pure."""
+    """What an engine needs of a rule: it is hashable and pure."""
 
     def __hash__(self) -> int:
-        """Rules are the keys of compiled updates."""
+        """Compiled updates are cached by rule."""
 
     @property
     def initial_values(self) -> Mapping[str, float]:
-        """The slots' names, "momentum" and "velocity" first, and what each holds at first."""
+        """The initial value of each slot, by name; "momentum" and "velocity" come first."""
 
     @property
     def reads_weights(self) -> bool:
-        """Whether what `update` adds to a weight depends on the weight."""
+        """Whether the change of a weight depends on the weight."""
 
     def update(
         self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
@@ -59,8 +59,8 @@ class AdaptiveRule:
         v ← second_moments(g, m, v)
         w ← w − η m̂ / (√v̂ + ε)          m̂ = m / (1 − β₁ᵗ)    v̂ = v / (1 − β₂ᵗ)
 
-    A subclass gives `second_moments`, or replaces `update`. Rules compare and hash by their fields,
-    so that a compiled update can be found by the rule it was made of.
+    A subclass defines `second_moments`, or overrides `update`. Rules compare and hash by their
+    fields, so that compiled updates can be cached by rule.
 
     Attributes:
         beta_1: β₁ in [0, 1), the decay rate of the momentum.
@@ -88,33 +88,33 @@ class AdaptiveRule:
         )
 
     def _check(self, **rules: Callable[[str, Any], Any]) -> None:
-        """Checks fields, and stores what the checks return: a float for any real number."""
+        """Checks fields and stores the checked values: a float for any real number."""
         for name, check in rules.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
 
     @property
     def initial_values(self) -> Mapping[str, float]:
-        """The slots' names, "momentum" and "velocity" first, and what each holds at first."""
+        """The initial value of each slot, by name; "momentum" and "velocity" come first."""
         return {"momentum": 0.0, "velocity": 0.0}
 
     @property
     def reads_weights(self) -> bool:
-        """Whether what `update` adds to a weight depends on the weight.
+        """Whether the change of a weight depends on the weight.
 
-        Where a rule says that it does not, `update` may be given zeros in place of the weights,
-        and returns what is to be added to them: small variables are then updated faster.
+        If False, `update` may be given zeros as weights and returns their change. Small variables
+        are then updated faster.
         """
         return True
 
     def scalars(self, learning_rate: Tensor, step: Tensor, dtype: str) -> StepScalars:
-        """What one step has in common for all weights.
+        """The scalars of one step.
 
         Args:
             learning_rate: η, a number or a scalar tensor.
             step: t = 1, 2, …, an integer or a scalar tensor.
-            dtype: what the update is computed in: "float32" or "float64".
+            dtype: the dtype of the computation: "float32" or "float64".
         """
-        if isinstance(learning_rate, float):  # by way of float32 it would lose digits
+        if isinstance(learning_rate, float):  # ops.cast would go through float32 and lose digits
             learning_rate = ops.convert_to_tensor(learning_rate, dtype)
         step = ops.cast(step, dtype)
         one = ops.ones((), dtype)
@@ -130,13 +130,13 @@ class AdaptiveRule:
     def update(
         self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
     ) -> tuple[Tensor, Slots]:
-        """New weights and new slots.
+        """Computes new weights and new slots.
 
         Args:
             gradient: g.
-            weights: w; zeros where `reads_weights` is False.
+            weights: w; zeros if `reads_weights` is False.
             slots: the slots' values, in the order of `initial_values`.
-            scalars: of this step.
+            scalars: the scalars of this step.
         """
         momentum = moving_average(slots[0], gradient, self.beta_1)
         slots = (momentum, *self.second_moments(gradient, momentum, *slots[1:]))
@@ -145,28 +145,28 @@ class AdaptiveRule:
     def second_moments(
         self, gradient: Tensor, momentum: Tensor, velocity: Tensor, *others: Tensor
     ) -> Slots:
-        """New values of the slots after the momentum; the root is taken of the last.
+        """New values of all slots but the momentum. `descend` takes the root of the last.
 
         Args:
             gradient: g.
-            momentum: m, which takes g in already.
+            momentum: m after this step.
             velocity: v before this step.
             *others: further slots before this step.
         """
         raise NotImplementedError
 
     def descend(self, weights: Tensor, slots: Slots, scalars: StepScalars) -> Tensor:
-        """The weights after a step along the slots as they stand.
+        """The weights after a step, given the new slots.
 
         Args:
-            weights: w; zeros where `reads_weights` is False.
+            weights: w; zeros if `reads_weights` is False.
             slots: the new slots.
-            scalars: of this step.
+            scalars: the scalars of this step.
         """
         return weights - self.learning_rate_per_weight(slots, scalars) * slots[0]
 
     def learning_rate_per_weight(self, slots: Slots, scalars: StepScalars) -> Tensor:
-        """What the momentum of each weight is multiplied with: η / (1 − β₁ᵗ) / (√v̂ + ε)."""
+        """The factor of each weight's momentum: η / (1 − β₁ᵗ) / (√v̂ + ε)."""
         root, scale = ops.sqrt(slots[-1]), ops.sqrt(scalars.correction_2)
         if self.epsilon_hat:
             denominator = (root + self.epsilon) / scale
@@ -202,7 +202,7 @@ class AdamRule(AdaptiveRule):
         self, gradient: Tensor, momentum: Tensor, velocity: Tensor, *others: Tensor
     ) -> Slots:
         velocity = moving_average(velocity, ops.square(gradient), self.beta_2)
-        # ops.maximum makes float32 of float64 on PyTorch.
+        # On PyTorch, ops.maximum would turn float64 into float32.
         return (velocity, *(ops.where(old >= velocity, old, velocity) for old in others))
 
 
@@ -212,7 +212,7 @@ class YogiRule(AdaptiveRule):
 
     Attributes:
         initial_accumulator_value: v₀ ≥ 0, in units of the squared gradient.
-        activation: "sign", or "tanh" for tanh(10 (g² − v)) in its place.
+        activation: "sign", or "tanh": tanh(10 (g² − v)) instead of sign(g² − v).
         l1_regularization_strength: ≥ 0, of the proximal step.
         l2_regularization_strength: ≥ 0, of the proximal step.
     """
@@ -237,7 +237,7 @@ class YogiRule(AdaptiveRule):
 
     @property
     def reads_weights(self) -> bool:
-        """The proximal step does."""
+        """The proximal step reads them."""
         return bool(self.l1_regularization_strength or self.l2_regularization_strength)
 
     def second_moments(
@@ -259,10 +259,10 @@ class YogiRule(AdaptiveRule):
 
 @dataclass(frozen=True)
 class DecayRule:
-    """Weight decay as a rule of its own, before another's: w ← w − η λ w.
+    """Weight decay as a separate rule, applied before another: w ← w − η λ w.
 
     Attributes:
-        rule: the other, whose slots stay.
+        rule: the other rule, whose slots stay unchanged.
         weight_decay: λ ≥ 0.
     """
 
@@ -280,13 +280,14 @@ class DecayRule:
     def update(
         self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
     ) -> tuple[Tensor, Slots]:
-        """New weights, and the slots as they are."""
+        """New weights and unchanged slots."""
         return weights - weights * self.weight_decay * scalars.learning_rate, slots
 
 
 def defined_figures(rule: type[AdaptiveRule]) -> frozenset[str]:
-    """What a class of rules says truly of its steps, "update" (by `descend`) and "effective_lr" (by
-    `learning_rate_per_weight`): a method says nothing of one that a subclass replaces without it.
+    """The statistics that a class of rules supports: "update", computed by `descend`, and
+    "effective_lr", computed by `learning_rate_per_weight`. A subclass that overrides `update` or
+    `descend` need not call these methods; then they count only if it overrides them, too.
     """
 
     def place(method: str) -> int:
@@ -295,14 +296,14 @@ def defined_figures(rule: type[AdaptiveRule]) -> frozenset[str]:
     update, descend, rate = map(place, ("update", "descend", "learning_rate_per_weight"))
     if descend > update:
         return frozenset()
-    # Yogi's proximal step comes after the step that the rate is of.
+    # Yogi's `descend` takes the step of this rate, and then the proximal step.
     has_rate = rate <= update and (rate <= descend or rule.descend is YogiRule.descend)
     return frozenset({"update", "effective_lr"} if has_rate else {"update"})
 
 
 @lru_cache
 def forgets(rule: AdaptiveRule) -> bool:
-    """Whether the second moment of a weight falls where no gradient comes: it is tried out."""
+    """Whether a step without a gradient shrinks the second moment; found by a trial step."""
     one, zero = ops.ones(()), ops.zeros(())
     slots = (one,) * len(rule.initial_values)
     _, (*_, rested) = rule.update(zero, zero, slots, rule.scalars(0.0, 1000, "float32"))
@@ -317,22 +318,22 @@ def moving_average(average: Tensor, value: Tensor, beta: float) -> Tensor:
 
 
 def moving_average_weight(beta: float, step: Tensor) -> Tensor:
-    """1 − βᵗ, the weight that a moving average from zero has gathered after t = `step` steps.
+    """1 − βᵗ: the total weight in a moving average from zero after t = `step` steps.
 
-    Computed as −expm1(t ln β): 1 − 0.999 in float32 would be off by 1.3e-5, relative.
+    Computed as −expm1(t ln β): in float32, 1 − 0.999 has a relative error of 1.3e-5.
     """
-    if beta == 0.0:  # ln 0 is not a number; one step has gathered everything
+    if beta == 0.0:  # ln 0 is undefined; 1 − 0ᵗ is 1
         return ops.ones_like(step)
     return -ops.expm1(step * math.log(beta))
 
 
 def proximal(w: Tensor, rate: Tensor, l1: float, l2: float) -> Tensor:
-    """argmin over x of ‖x − w‖² / (2 rate) + l1 |x| + l2 x² / 2, for every weight on its own."""
+    """argmin over x of ‖x − w‖² / (2 rate) + l1 |x| + l2 x² / 2, for each weight separately."""
     shrunk = ops.sign(w) * ops.relu(ops.abs(w) - rate * l1)
     return shrunk / (rate * l2 + 1.0)
 
 
 def tanh(x: Tensor) -> Tensor:
-    """keras.ops.tanh would give float32 for float64 on JAX."""
+    """On JAX, keras.ops.tanh would turn float64 into float32."""
     minus_twice = ops.expm1(ops.abs(x) * -2.0)
     return ops.sign(x) * -minus_twice / (minus_twice + 2.0)

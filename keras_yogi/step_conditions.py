@@ -14,26 +14,27 @@ from keras_yogi import row_gradients
 Tensor = Any
 Gradients = Sequence[Tensor | None]
 Counters = Sequence[keras.Variable]
-"""Of the steps left out, and of those left out since the last one taken."""
+"""The numbers of skipped steps: in all, and in a row until now."""
 
 LONG = 100
-"""Steps left out in a row, at which it is said that the model has probably diverged."""
+"""After so many skipped steps in a row a warning says that the model has probably diverged."""
 
 DIVERGED = (
-    f"keras_yogi: skip_nonfinite has left out {LONG} steps in a row, because a gradient was not "
-    "finite: the model has probably diverged. Go back to earlier weights, with a lower learning "
-    "rate or `global_clipnorm`."
+    f"keras_yogi: skip_nonfinite skipped {LONG} steps in a row, because a gradient was not finite: "
+    "the model has probably diverged. Go back to earlier weights, with a lower learning rate or "
+    "`global_clipnorm`."
 )
 
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
 
     def after_a_batch(gradients: Gradients) -> contextlib.AbstractContextManager[None]:
-        """What is made in this context waits for a gradient, and so for a batch.
+        """A context whose operations wait for a gradient, and so for a batch.
 
-        When a dataset of unknown size ends, a training step fails for want of a batch. In a graph,
-        what does not need the batch has run by then: weight decay, averages, the step's number. The
-        last gradient is waited for, because backpropagation begins with the last layer.
+        When a dataset of unknown size ends, the training step fails, because it gets no batch. In a
+        graph, operations that do not need the batch would have run by then: weight decay, averages,
+        the step count. They wait for the last layer's gradient, which backpropagation computes
+        first.
         """
         values = [row_gradients.values_of(g) for g in gradients if g is not None]
         return tf.control_dependencies([] if tf.executing_eagerly() else values[-1:])
@@ -44,8 +45,8 @@ if keras.config.backend() == "tensorflow":
         counters: Counters,
         state: Sequence[keras.Variable],
     ) -> None:
-        """Calls `apply(gradients)` if every gradient on every replica is finite, else counts the
-        step. `state` lists the other variables that `apply` may change.
+        """Calls `apply(gradients)` if every gradient on every replica is finite; otherwise counts a
+        skipped step. `state` lists the other variables that `apply` may change.
         """
         skipped_steps, in_a_row = counters
 
@@ -65,8 +66,8 @@ if keras.config.backend() == "tensorflow":
             apply_or_skip(_all_finite(gradients), lambda: apply(gradients))
             return
 
-        # A replica may not branch around the merge_call inside `apply`: the branch is taken once,
-        # for all replicas, on a count of faulty replicas that they have summed among themselves.
+        # A replica may not branch around the merge_call inside `apply`. So one branch is taken for
+        # all replicas, depending on the number of replicas whose gradients are not finite.
         replica_context = tf.distribute.get_replica_context()
         faulty = tf.cast(tf.logical_not(_all_finite(gradients)), "float32")
         faulty_replicas = replica_context.all_reduce(tf.distribute.ReduceOp.SUM, faulty)
@@ -85,20 +86,20 @@ if keras.config.backend() == "tensorflow":
         if tf.executing_eagerly():
             if is_long:
                 warnings.warn(DIVERGED, stacklevel=2)
-        elif not tf.__internal__.get_enclosing_xla_context():  # in which nothing can be printed
+        elif not tf.__internal__.get_enclosing_xla_context():  # XLA cannot print
             tf.cond(
                 is_long, lambda: tf.group(tf.print(DIVERGED, output_stream=sys.stderr)), tf.no_op
             )
 
     def _all_finite(gradients: Gradients) -> Tensor:
-        """A boolean scalar: no gradient has a NaN or an infinity."""
+        """A boolean scalar: whether no gradient has a NaN or an infinity."""
         values = [row_gradients.values_of(g) for g in gradients if g is not None]
         return ops.all(ops.stack([ops.all(ops.isfinite(v)) for v in values]))
 
 else:
 
     def after_a_batch(gradients: Gradients) -> contextlib.AbstractContextManager[None]:
-        """Other backends ask for a batch before they begin a step."""
+        """Does nothing: other backends get a batch before they begin a step."""
         return contextlib.nullcontext()
 
     def apply_if_finite(
@@ -107,8 +108,8 @@ else:
         counters: Counters,
         state: Sequence[keras.Variable],
     ) -> None:
-        """Calls `apply(gradients)` if every gradient is finite, else counts the step. `state` lists
-        the other variables that `apply` may change.
+        """Calls `apply(gradients)` if every gradient is finite; otherwise counts a skipped step.
+        `state` lists the other variables that `apply` may change.
         """
         skipped_steps, in_a_row = counters
         finite = _all_finite(gradients)
@@ -122,7 +123,7 @@ else:
                 if int(in_a_row.value) == LONG:
                     warnings.warn(DIVERGED, stacklevel=2)
             return
-        everything = [*state, *counters]  # Keras may read all that an optimizer has
+        everything = [*state, *counters]  # Keras may read any of an optimizer's variables
         new = _new_values(finite, gradients, apply, everything)
         for variable, value in zip(everything, new, strict=True):
             variable.assign(value)
@@ -131,7 +132,7 @@ else:
         in_a_row.assign((in_a_row + 1) * skipped)
 
     def _all_finite(gradients: Gradients) -> Tensor:
-        """A boolean scalar: no gradient has a NaN or an infinity."""
+        """A boolean scalar: whether no gradient has a NaN or an infinity."""
         reduced = _reduced([g for g in gradients if g is not None])
         return ops.all(ops.isfinite(ops.stack(reduced)))
 
@@ -140,14 +141,14 @@ if keras.config.backend() == "jax":
     import jax
 
     def _reduced(values: Sequence[Tensor]) -> list[Tensor]:
-        """A number for each tensor, which is finite if all of the tensor is: 0 · ∞ is NaN.
+        """One number per tensor, finite if the whole tensor is: 0 · ∞ is NaN.
 
-        Not the largest magnitude: a maximum over several CPU devices forgets NaN.
+        The largest magnitude would not do: over several CPU devices a maximum loses NaN.
         """
         return [ops.sum(value * 0) for value in values]
 
     def _is_known(flag: Tensor) -> bool:
-        """Whether its value is there, outside of what JAX traces."""
+        """Whether the flag has a value: it has none while JAX is tracing."""
         return not isinstance(flag, jax.core.Tracer)
 
     def _new_values(
@@ -156,10 +157,10 @@ if keras.config.backend() == "jax":
         apply: Callable[[Gradients], None],
         state: Sequence[keras.Variable],
     ) -> list[Tensor]:
-        """One condition over all values: JAX compiles a selection for each of them slowly."""
+        """One condition over all values: one for each of them would compile slowly on JAX."""
 
         def applied(old: list[Tensor]) -> list[Tensor]:
-            # JAX traces both branches: an assignment to a variable would leak out of its own.
+            # JAX traces both branches: an assignment to a variable would leak out of its branch.
             with keras.StatelessScope(zip(state, old, strict=True)) as scope:
                 apply(gradients)
             return [scope.get_current_value(variable) for variable in state]
@@ -170,12 +171,14 @@ elif keras.config.backend() == "torch":
     import torch
 
     def _reduced(values: Sequence[Tensor]) -> list[Tensor]:
-        """Numbers that are finite if all tensors are: largest magnitudes. Empty ones have none."""
+        """Numbers that are finite if all tensors are: the largest magnitudes. Empty tensors have
+        none.
+        """
         of_some = [value for value in values if value.numel()]
         return [ops.zeros(()), *(torch._foreach_norm(of_some, torch.inf) if of_some else ())]
 
     def _is_known(flag: Tensor) -> bool:
-        """Whether its value is there: not in what torch.compile traces, nor on "meta"."""
+        """Whether the flag has a value: not under torch.compile, nor on the device "meta"."""
         return not torch.compiler.is_compiling() and not flag.is_meta
 
     def _new_values(
@@ -184,7 +187,7 @@ elif keras.config.backend() == "torch":
         apply: Callable[[Gradients], None],
         state: Sequence[keras.Variable],
     ) -> list[Tensor]:
-        """The step is carried out, and a selection undoes it: torch.compile traces no branch."""
+        """Takes the step, and a selection undoes it: torch.compile traces no branch."""
         before = [ops.copy(variable.value) for variable in state]
         apply(gradients)
         return [ops.where(finite, v.value, old) for v, old in zip(state, before, strict=True)]

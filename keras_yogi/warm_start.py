@@ -24,40 +24,40 @@ def warm_start(
 ) -> None:
     """Sets the velocity to the squared gradient of one large batch at the initial weights.
 
-    v₀ = ḡ², where ḡ is the mean of the gradients of the first `steps` batches, taken as `fit`
-    takes them (loss, sample weights, clipping, mixed precision, distribution), in order. It takes
-    the time of that many batches of `fit` and, as long, the memory of a second optimizer. Weights,
-    metrics, batch-norm statistics, the model's random seeds and `model.history` are left as they
-    were (those statistics only if the model is built); after an error the optimizer is, too.
+    v₀ = ḡ², where ḡ is the mean gradient of the first `steps` batches, in order and computed as
+    in `fit` (loss, sample weights, clipping, mixed precision, distribution). The call takes as long
+    as that many batches of `fit`, and meanwhile needs the memory of a second optimizer. Weights,
+    metrics, batch-norm statistics (if the model is built), the model's random seeds and
+    `model.history` do not change; after an error the optimizer does not, either.
 
-    **How long the steps are.** With `bias_correction="both"`, the default of Adam and Yogi, v̂ is
-    what it would be without a warm start, plus about ḡ² / ((1 − β₂) t). Steps are not longer than
-    without (Yogi's may be, where ḡ² is below `initial_accumulator_value`), and shorter at first
-    where ḡ is large: a warm-up of the learning rate, weight by weight, over about 1 / (1 − β₂)
-    steps. Try a larger learning rate than without.
+    **Size of the steps.** With `bias_correction="both"`, the default of Adam and Yogi, v̂ is its
+    value without a warm start plus about ḡ² / ((1 − β₂) t). Steps are no longer than without (but
+    Yogi's can be where ḡ² is below `initial_accumulator_value`). Where ḡ is large they are shorter
+    at first: a warm-up of the learning rate for each weight, over about 1 / (1 − β₂) steps. Try a
+    larger learning rate than without.
 
     `bias_correction="none"` is the start of the paper: v̂ = v and m̂ = m. Where ḡ is far below the
     gradients of later batches, a step is then up to 7 times the learning rate; 32 times with
-    "momentum", or with β₁ = 0. A convolutional variational autoencoder diverges so at learning
-    rates at which it trains well otherwise. Choose a smaller learning rate there.
+    "momentum", or with β₁ = 0. A convolutional variational autoencoder then diverges at learning
+    rates at which it otherwise trains well. Choose a smaller learning rate there.
 
-    A `train_step` of your own may leave variables out: those keep the velocity that they had.
+    Variables that a custom `train_step` does not train keep their velocity.
 
-    Under "mixed_float16", Keras leaves out batches whose scaled gradients overflow; a warning says
-    so, and how many batches were used.
+    Under "mixed_float16", Keras skips batches whose scaled gradients overflow. A warning then says
+    how many batches were used.
 
     Args:
         model: compiled with a loss and with `keras_yogi.Adam` or `keras_yogi.Yogi` (a
             keras.optimizers.LossScaleOptimizer around it is fine), not yet trained.
         x: inputs, as `fit` takes them: arrays, a tf.data.Dataset, a keras.utils.PyDataset, …
-        y: targets, where `x` does not hold them. Defaults to None.
-        batch_size: samples of one batch ≥ 1, if `x` is of arrays. Defaults to 32.
-        steps: batches to use ≥ 1. Defaults to None: all of `x`, once.
+        y: targets, if `x` does not hold them. Defaults to None.
+        batch_size: samples per batch, an integer ≥ 1; used if `x` holds arrays. Defaults to 32.
+        steps: number of batches, an integer ≥ 1. Defaults to None: all of `x`, once.
         verbose: Keras's progress bar, as in `fit`: "auto", 0 (silent), 1 or 2. Defaults to "auto".
 
     Raises:
         ValueError: the model is not compiled, its optimizer is another one or has already made
-            steps, an argument breaks its rule, there is no data, or a gradient is not finite.
+            steps, an argument is invalid, there is no data, or a gradient is not finite.
 
     Example:
         >>> import keras, keras_yogi, numpy as np
@@ -76,7 +76,7 @@ def warm_start(
     if verbose not in ("auto", 0, 1, 2):
         raise checks.reject("verbose", '"auto", 0, 1 or 2', verbose)
 
-    strategy = getattr(model, "distribute_strategy", None)  # TensorFlow's models have one
+    strategy = getattr(model, "distribute_strategy", None)  # only TensorFlow's models have one
     with strategy.scope() if strategy else contextlib.nullcontext():
         recorder = _GradientSum(
             lambda: optimizer.trained_variables if optimizer.built else model.trainable_variables,
@@ -116,10 +116,10 @@ def warm_start(
 
 
 class _GradientSumRule(AdaptiveRule):
-    """Adds gradients up, counts them, and leaves the weights alone.
+    """Sums gradients, counts them, and leaves the weights unchanged.
 
-    The step count would not do: at the end of a dataset of unknown size TensorFlow runs what does
-    not depend on the batch once more.
+    The step count would be wrong: at the end of a dataset of unknown size TensorFlow runs the
+    operations that do not depend on the batch once more.
     """
 
     @property
@@ -139,7 +139,7 @@ class _GradientSumRule(AdaptiveRule):
 
 
 class _GradientSum(AdaptiveOptimizer):
-    """Stands in for the optimizer in `fit`."""
+    """Replaces the optimizer during `fit`."""
 
     def __init__(
         self,
@@ -150,11 +150,11 @@ class _GradientSum(AdaptiveOptimizer):
         self._all_variables = variables
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """For all variables: those that a first step names need not be all."""
+        """Builds for all variables: the first step may name only some of them."""
         super().build(self._all_variables() or variables)
 
     def squared_means(self) -> tuple[list[tuple[keras.Variable, Tensor]], int]:
-        """The squared mean gradient of every variable that had one, and of how many batches.
+        """The squared mean gradient of each variable that had gradients, and the number of batches.
 
         Raises:
             ValueError: a gradient was not finite.
@@ -165,7 +165,7 @@ class _GradientSum(AdaptiveOptimizer):
         if not self.built:
             return found, batches
         for variable, slot in zip(self.trained_variables, self.slots()["sum"], strict=True):
-            if slot is None:  # Keras writes such a variable itself
+            if slot is None:  # Keras overwrites the variable with its gradient
                 continue
             total, count = (self.get_slot(variable, name) for name in ("sum", "count"))
             seen = int(ops.convert_to_numpy(ops.max(count, initial=0.0)))
@@ -185,8 +185,8 @@ class _GradientSum(AdaptiveOptimizer):
 def _with_falling_scale(
     recorder: _GradientSum, scaled: keras.optimizers.LossScaleOptimizer
 ) -> keras.optimizers.LossScaleOptimizer:
-    """Scales losses as the model's own optimizer does, but never raises the scale again: it tells
-    in the end whether a batch was left out.
+    """Scales losses as the model's optimizer does, but never raises the scale: in the end the scale
+    shows whether a batch was skipped.
     """
     return keras.optimizers.LossScaleOptimizer(
         recorder, initial_scale=scaled.initial_scale, dynamic_growth_steps=2**31 - 1
@@ -199,10 +199,10 @@ def _warn_of_batches_left_out(
     first, last = stand_in.initial_scale, float(ops.convert_to_numpy(stand_in.dynamic_scale))
     if last < first:
         warnings.warn(
-            f"`warm_start` has used {batches_seen} batches and left others out: there, gradients "
-            f"times Keras's loss scale of {first} were not finite in float16. To use them too, "
-            "compile the model with keras.optimizers.LossScaleOptimizer(optimizer, "
-            f"initial_scale=...) of {last} or less",
+            f"`warm_start` used {batches_seen} batches and skipped others, whose gradients times "
+            f"Keras's loss scale of {first} were not finite in float16. To use them too, compile "
+            "the model with keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=...) "
+            f"of {last} or less",
             stacklevel=3,
         )
 
@@ -217,7 +217,7 @@ def _optimizer_of(model: keras.Model) -> AdaptiveOptimizer:
         rule = "compiled with a loss and with keras_yogi.Adam or keras_yogi.Yogi"
         raise checks.reject("model", rule, optimizer)
     if int(ops.convert_to_numpy(optimizer.iterations)) > 0:
-        rule = "not yet trained: a warm start would throw its velocities away"
+        rule = "not yet trained: a warm start would overwrite its velocities"
         raise checks.reject(
             "model", rule, f"{int(ops.convert_to_numpy(optimizer.iterations))} steps"
         )
@@ -235,8 +235,8 @@ _SET_BY_FIT = ("optimizer", "train_function", "history", "stop_training")
 def _untouched(
     model: keras.Model, stand_in: keras.optimizers.Optimizer
 ) -> Iterator[keras.callbacks.Callback]:
-    """Lets `fit` run with another optimizer, with the callback that it must be given, and leaves
-    the model afterwards as it was.
+    """Lets `fit` run with another optimizer, and restores the model afterwards. Yields the callback
+    that `fit` needs for this.
     """
     before: dict[int, keras.Variable] = {}
     values: list[tuple[Any, Any]] = []
@@ -264,6 +264,6 @@ def _untouched(
 
 
 def _parts(variable: keras.Variable) -> Sequence[Any]:
-    """What a variable consists of: under tf.distribute, one of TensorFlow's on each replica."""
+    """The parts of a variable: under tf.distribute, one of TensorFlow's on each replica."""
     parts = getattr(variable.value, "values", None)
     return parts if isinstance(parts, tuple) else (variable,)

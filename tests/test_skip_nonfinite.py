@@ -90,7 +90,7 @@ def test_fit_says_that_most_steps_were_skipped():
     """A model that has diverged would skip for ever without a word."""
     x, y = regression()
     model = regression_model(keras_yogi.Yogi(skip_nonfinite=True))
-    with pytest.warns(UserWarning, match="left out 8 of 8 steps.*diverged"):
+    with pytest.warns(UserWarning, match="skipped 8 of 8 steps.*diverged"):
         model.fit(x * np.nan, y, batch_size=8, verbose=0)
     model.fit(x, y, batch_size=8, epochs=2, verbose=0)  # warnings are errors
     assert model.optimizer.skipped_steps == 8
@@ -113,7 +113,7 @@ def test_a_hundred_steps_skipped_in_a_row_are_told_once(mode, capfd, recwarn):
     def messages(scales):
         take_steps(optimizer, [variable], [[np.array([1.0, scale])] for scale in scales], mode)
         texts = [capfd.readouterr().err, *(str(recwarn.pop().message) for _ in list(recwarn))]
-        return sum(text.count("left out 100 steps in a row") for text in texts)
+        return sum(text.count("skipped 100 steps in a row") for text in texts)
 
     assert messages([np.nan] * 99 + [1.0] + [np.nan] * 99) == 0
     assert messages([np.nan] * 3) == 1

@@ -1,7 +1,7 @@
-"""How steps are carried out: groups of variables and their slots, and what updates them.
+"""How steps are carried out: groups of variables and their slots, and engines that update them.
 
-An engine is given a rule, the step's scalars and gradients. It knows no optimizer. TensorFlow and
-PyTorch are imported on those backends alone.
+An engine takes a rule, the scalars of a step and gradients. It knows no optimizer. TensorFlow and
+PyTorch are imported on those backends only.
 """
 
 import keras

@@ -1,4 +1,4 @@
-"""One variable after another, on any backend: the specification of an update."""
+"""The reference implementation: updates one variable after another, on any backend."""
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,25 +14,26 @@ from keras_yogi.rules import Rule, StepScalars
 
 Tensor = Any
 Scalars = Mapping[str, StepScalars]
-"""The step's scalars, by the dtype that an update is computed in."""
+"""The scalars of a step, by the dtype of the computation."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes, in elements, at which a fused engine does otherwise. The defaults are TensorFlow's.
+    """Sizes, in elements, at which a fused engine changes its method. The defaults are
+    TensorFlow's.
 
     Attributes:
-        pack_up_to: of a variable whose slots share arrays with others'. Packing moves a gradient
-            and a step once more through memory, and saves about ten operations a variable.
-        array_up_to: of a shared array: 2 MiB of float32, which stay in a cache until they are next
-            read; several arrays keep all cores busy, and need not all wait for the last gradient.
-            On PyTorch also of the piece of a large variable that one call of the rule updates.
-        compile_from: of a shared array whose update is compiled. In a smaller one the start of an
-            operation costs as much as what it does. For TensorFlow.
-        call_up_to: of all variables that one compiled call updates, if there are several. A call
-            costs tens of microseconds, whatever it does; a few calls keep all cores busy. For
-            TensorFlow.
-        compile: False does without XLA. For TensorFlow.
+        pack_up_to: the largest variable whose slots share arrays with others'. Packing moves
+            gradient and step through memory once more, and saves about ten operations per variable.
+        array_up_to: the largest shared array: 2 MiB of float32, which stay in a cache until the
+            next read. Several arrays keep all cores busy, and not all of them wait for the last
+            gradient. On PyTorch also the size of the pieces in which large variables are updated.
+        compile_from: the smallest shared array whose update is compiled. In a smaller one, starting
+            an operation costs as much as its work. TensorFlow only.
+        call_up_to: the most elements that one compiled call updates, if it updates several
+            variables. A call costs tens of microseconds, whatever its size; a few calls keep all
+            cores busy. TensorFlow only.
+        compile: False: use no XLA. TensorFlow only.
     """
 
     pack_up_to: int = 49_152
@@ -48,7 +49,8 @@ class Group:
     Attributes:
         variables: the model variables, by their index in the list that the optimizer was built
             with.
-        slots: of each variable, in the rule's order; last, of one in half precision, its residual.
+        slots: the slots of each variable, in the rule's order; in half precision the residual is
+            last.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Group:
         slots: Mapping[int, Sequence[Any]],
         lazy_rows: bool,
     ) -> None:
-        """Takes variables and slots by index; `lazy_rows`: rows without a gradient stay."""
+        """Takes variables and slots by index. `lazy_rows`: leave rows without a gradient alone."""
         self.variables = dict(variables)
         self.slots: Any = dict(slots)
         self.lazy_rows = lazy_rows
@@ -68,12 +70,12 @@ class Group:
         return ()
 
     def step(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
-        """Updates once the variables that have a gradient.
+        """Takes one step for the variables that have a gradient.
 
         Args:
             rule: the update.
-            scalars: of this step.
-            gradients: by index, dense or of rows that `row_gradients.coalesce` returned.
+            scalars: the scalars of this step.
+            gradients: by index; dense, or row gradients from `row_gradients.coalesce`.
         """
         self.update(rule, scalars, gradients, self.variables, self.slots)
 
@@ -85,7 +87,7 @@ class Group:
         variables: Mapping[int, Any],
         slots: Any,
     ) -> None:
-        """As `step`, on given storage: under tf.distribute, that of one replica."""
+        """Like `step`, with the given storage: under tf.distribute, that of one replica."""
         for index, gradient in gradients.items():
             if row_gradients.is_rows(gradient) and self.lazy_rows:
                 update_rows(rule, scalars, gradient, variables[index], slots[index])
@@ -101,10 +103,10 @@ def updated(
 
     Args:
         rule: the update.
-        scalars: of this step.
+        scalars: the scalars of this step.
         gradient: of the variable's shape, in any floating dtype.
-        values: of the variable and of its slots in the rule's order; last, if it keeps one, the
-            residual of half precision.
+        values: the values of the variable, of its slots in the rule's order and, if it keeps one,
+            of its residual.
     """
     weights, slots = moved(rule, scalars, gradient, values)
     new = (weights, *slots)
@@ -117,7 +119,7 @@ def updated(
 def moved(
     rule: Rule, scalars: Scalars, gradient: Tensor, values: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """New weights and slots in the dtype that they are computed in; arguments as in `updated`."""
+    """New weights and slots in the dtype of the computation; arguments as in `updated`."""
     last_slot = 1 + len(rule.initial_values)
     variable, slots, residual = values[0], values[1:last_slot], values[last_slot:]
     dtype = compute_dtype(variable.dtype)
@@ -129,7 +131,7 @@ def moved(
 def update_variable(
     rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
 ) -> None:
-    """Updates a variable and its slots by a dense gradient."""
+    """Updates a variable and its slots with a dense gradient."""
     storages = (variable, *slots)
     old = [ops.convert_to_tensor(storage) for storage in storages]
     for storage, value in zip(storages, updated(rule, scalars, gradient, old), strict=True):
@@ -139,7 +141,7 @@ def update_variable(
 def update_rows(
     rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
 ) -> None:
-    """Updates the rows of a table, and of its slots, that have a gradient."""
+    """Updates those rows of a table and its slots that have a gradient."""
     indices, rows = new_rows(rule, scalars, gradient, variable, slots)
     for storage, values in zip((variable, *slots), rows, strict=True):
         row_gradients.scatter(storage, values, indices)
@@ -148,7 +150,7 @@ def update_rows(
 def new_rows(
     rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
 ) -> tuple[Tensor, list[Tensor]]:
-    """What `update_rows` stores: row indices, and for the table and each slot the new rows."""
+    """What `update_rows` writes: row indices, and the new rows of the table and each slot."""
     gradient, any_row = row_gradients.without_padding(gradient)
     old = [row_gradients.gather(each, gradient.indices) for each in (variable, *slots)]
     new = updated(rule, scalars, gradient.values, old)
@@ -158,24 +160,24 @@ def new_rows(
 
 
 class Engine:
-    """Carries out steps: each group updates its own variables."""
+    """Takes steps: each group updates its own variables."""
 
     def __init__(self, groups: Iterable[Group]) -> None:
         self.groups = list(groups)
         dtypes = {compute_dtype(v.dtype) for group in self.groups for v in group.variables.values()}
-        # What is never trained, such as a counter or a label, may have any dtype.
+        # Variables that are never trained, such as counters, may have any dtype.
         self.dtypes = sorted(dtype for dtype in dtypes if "float" in dtype)
 
     def step(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
-        """Updates once the variables that have a gradient; arguments as in `Group.step`."""
+        """Takes one step for the variables that have a gradient; arguments as in `Group.step`."""
         self.step_on_this_replica(rule, scalars, gradients)
 
     def step_without_gradients(self, rule: Rule, scalars: Scalars, indices: Iterable[int]) -> None:
-        """As `step`, of a rule that needs no gradient: it is given zeros."""
+        """Like `step`, for a rule that needs no gradient: it gets zeros."""
         self.step(rule, scalars, self.zeros(indices))
 
     def zeros(self, indices: Iterable[int]) -> dict[int, Tensor]:
-        """For each of these variables, a gradient of zero."""
+        """A gradient of zeros for each of these variables."""
         variables = {i: v for group in self.groups for i, v in group.variables.items()}
         return {
             i: ops.zeros(variables[i].shape, compute_dtype(variables[i].dtype)) for i in indices
@@ -184,7 +186,7 @@ class Engine:
     def step_on_this_replica(
         self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]
     ) -> None:
-        """As `step`, where other replicas, if there are any, take the same step by themselves."""
+        """Like `step`; other replicas, if there are any, take the same step themselves."""
         for group, of_group in self.gradients_by_group(gradients):
             group.step(rule, scalars, of_group)
 
@@ -195,7 +197,7 @@ class Engine:
     def gradients_by_group(
         self, gradients: Mapping[int, Tensor]
     ) -> Iterable[tuple[Group, dict[int, Tensor]]]:
-        """The groups that have gradients, each with its own, in the order of its variables."""
+        """Each group that has gradients, with them, in the order of its variables."""
         for group in self.groups:
             of_group = {i: gradients[i] for i in group.variables if i in gradients}
             if of_group:
@@ -203,26 +205,27 @@ class Engine:
 
 
 class Backend:
-    """What an optimizer asks of the backend of Keras; here, of one that has no fused engine."""
+    """What an optimizer needs of Keras's backend; this one has no fused engine."""
 
     limits = Limits()
 
     def check_strategy(self) -> None:
-        """Refuses a strategy under which one worker's step overwrites another's."""
+        """Raises a ValueError if one worker's step would overwrite another's."""
 
     def check_conditional_updates(self, names: Iterable[str]) -> None:
-        """Refuses what Keras makes inside a condition, where replicas in a graph cannot meet.
+        """Raises a ValueError if Keras would update inside a condition, where replicas in a graph
+        cannot exchange gradients.
 
         Args:
-            names: the arguments that ask for it.
+            names: the arguments that make Keras do so.
         """
 
     def unsupported_reason(self) -> str | None:
-        """Why there is no fused engine here, if there is none."""
-        return f"there is none for Keras on {keras.config.backend()}"
+        """Why the fused engine is not available; None if it is."""
+        return f"it is not available where Keras runs on {keras.config.backend()}"
 
     def colocated_with(self, variable: Any) -> contextlib.AbstractContextManager[None]:
-        """Variables that are made in this context lie where another one lies."""
+        """A context that places new variables on the device of another one."""
         return contextlib.nullcontext()
 
     def packed_groups(
@@ -231,25 +234,26 @@ class Backend:
         initial_values: Mapping[int, Mapping[str, float]],
         limits: Limits,
     ) -> Mapping[int, Any]:
-        """For each small variable whose slots share arrays from the start, by index: its group.
+        """The group of each small variable whose slots share arrays from the start, by index.
 
         Args:
-            variables: by index.
-            initial_values: of the slots of each, by name; the same for all of one dtype.
+            variables: the model variables, by index.
+            initial_values: the initial values of each variable's slots, by name; equal for
+                variables of one dtype.
             limits: sizes.
         """
         return {}
 
     def unfused_engine(self, group: Group) -> Engine:
-        """Updates one variable after another."""
+        """An engine that updates one variable after another."""
         return Engine([group])
 
     def fused_engine(self, group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
-        """Updates small variables together, and large ones in few operations.
+        """An engine that updates small variables together, and large ones in few operations.
 
         Args:
             group: the variables and slots that share no arrays.
-            packs: of each other variable, its group.
+            packs: the group of each other variable, by index.
             limits: sizes.
         """
         raise NotImplementedError(self.unsupported_reason())

@@ -12,12 +12,11 @@ Compiler = Callable[[Callable[..., Any], Rule], Callable[..., Any]]
 
 
 def compiler() -> Compiler:
-    """Makes compiled functions, and keeps those of the last rules.
+    """A function that compiles updates, and caches those of the last 8 rules.
 
-    What it returns takes a function and a rule, and gives the function with the rule as its first
-    argument, compiled for each set of shapes that it is called with. One of these for each
-    optimizer: TensorFlow's functions refer to the variables that they were first called with, and
-    fail when these are gone.
+    It takes a function and a rule. It returns the function with the rule as its first argument,
+    compiled for each set of shapes that it is called with. Each optimizer needs one of its own:
+    TensorFlow's functions refer to the variables of their first call, and fail when these are gone.
     """
 
     @functools.lru_cache(maxsize=8)
@@ -28,16 +27,16 @@ def compiler() -> Compiler:
 
 
 def is_compiled_here() -> bool:
-    """Whether an update that is called now is to be compiled: in a graph, if there is an XLA.
+    """Whether an update that is called now gets compiled: in a graph, if XLA is available.
 
-    Eager calls are carried out operation by operation, until a graph is made of the whole step.
+    Eager calls run operation by operation; repeated ones get a graph of the whole step.
     """
     return not tf.executing_eagerly() and xla_is_available()
 
 
 @functools.cache
 def xla_is_available() -> bool:
-    """Not every build of TensorFlow can compile for the CPU: ask it, once."""
+    """Whether this build of TensorFlow can compile for the CPU. It is tried once."""
     try:
         with tf.init_scope():
             tf.function(lambda: tf.zeros(()) + 1.0, jit_compile=True)()

@@ -1,7 +1,7 @@
 """Slots of many small variables, end to end in shared arrays.
 
-An update of a thousand weights costs what starting its dozen operations costs, so small variables
-are updated together. Their slots lie side by side:
+Updating a thousand weights takes no longer than starting the dozen operations of the update. So
+small variables are updated together. Their slots lie side by side:
 
     model variables      kernel (3, 2)        bias (2,)   scale ()
                          ┌──┬──┬──┬──┬──┬──┐  ┌──┬──┐     ┌──┐
@@ -9,9 +9,9 @@ are updated together. Their slots lie side by side:
                          └──┴──┴──┴──┴──┴──┘  └──┴──┘     └──┘
     "velocity" array     likewise, and the "residual" array of half precision
 
-A step joins the gradients in the same order, calls the rule once, and gives each variable its part
-of the result. To everything else (files, checkpoints, `get_slot`) a `PackedSlot` looks like the
-Keras variable that it stands for.
+A step concatenates the gradients in the same order, calls the rule once, and gives each variable
+its part of the result. For everything else (files, checkpoints, `get_slot`) a `PackedSlot` behaves
+like the Keras variable that it replaces.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from keras_yogi.half_precision import compute_dtype, is_half, slot_dtype
 from keras_yogi.rules import Rule
 
 ALIGNMENT = 64
-"""Bytes. TensorFlow splits an array of rows of this length without copying it."""
+"""Bytes. TensorFlow splits an array without copying it if its rows have this length."""
 
 
 class ArrayPart:
@@ -50,14 +50,14 @@ class ArrayPart:
 
     def assign(self, value: Any) -> Any:
         flat = tf.reshape(value, [-1])
-        if isinstance(self.array, tf.distribute.DistributedValues):  # no part can be assigned to
+        if isinstance(self.array, tf.distribute.DistributedValues):  # parts cannot be assigned
             parts = [self.array[: self.start], flat, self.array[self._end :]]
             self.array.assign(tf.concat(parts, 0))
         else:
             self.array[self.start : self._end].assign(flat)
 
     def scatter_update(self, rows: tf.IndexedSlices) -> None:
-        """Overwrites some rows, each of which is named once."""
+        """Overwrites some rows; no index may repeat."""
         indices = tf.expand_dims(rows.indices, -1)
         self.assign(tf.tensor_scatter_nd_update(self.value, indices, rows.values))
 
@@ -66,9 +66,9 @@ class ArrayPart:
 
 
 class PackedGroup(Group):
-    """Small variables of one dtype on one device, whose slots share one array a slot name.
+    """Small variables of one dtype on one device, which share one array per slot name.
 
-    Its `slots` are the arrays, in the rule's order, and last that of the residuals, if any.
+    `slots` holds the arrays, in the rule's order; the array of residuals, if any, is last.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class PackedGroup(Group):
         limits: Limits,
         compiled: Compiler,
     ) -> None:
-        """Takes native variables by index, and makes the arrays: one for each initial value."""
+        """Takes native variables by index, and makes one array per initial value."""
         self.dtype = next(iter(variables.values())).dtype
         # Full rows first, so that they stay aligned.
         order = sorted(variables, key=lambda i: -self._row_length(variables[i].shape))
@@ -86,7 +86,7 @@ class PackedGroup(Group):
         self.shapes = [variables[index].shape for index in order]
         self.sizes = [shape.num_elements() for shape in self.shapes]
         self.starts = dict(zip(order, itertools.accumulate(self.sizes, initial=0), strict=False))
-        # Never odd: XLA on the CPU makes loops over an odd length that take twice as long.
+        # An even length: on the CPU, XLA's loops over an odd length take twice as long.
         self.padding = sum(self.sizes) % 2
         self._compiled = compiled
         self._compile = limits.compile and sum(self.sizes) >= limits.compile_from
@@ -104,7 +104,7 @@ class PackedGroup(Group):
             ]
 
     def _row_length(self, shape: tf.TensorShape) -> int:
-        """Elements in a row that is split without copying it, if the shape fills such rows."""
+        """Elements per row if whole aligned rows fill the shape; otherwise 1."""
         row = ALIGNMENT // self.dtype.size
         return row if shape.num_elements() % row == 0 else 1
 
@@ -113,7 +113,7 @@ class PackedGroup(Group):
         return self.slots
 
     def slot(self, index: int, slot_name: str, name: str, path: str) -> "PackedSlot":
-        """A variable's slot, under the name and the path that Keras would give it."""
+        """The slot of a variable, with the name and the path that Keras would give it."""
         array = self.slots[self.slot_names.index(slot_name)]
         return PackedSlot(array, self.starts[index], self.variables[index].shape, name, path)
 
@@ -135,7 +135,7 @@ class PackedGroup(Group):
         present = sum(variables[index].shape.num_elements() for index in dense)
         if 2 * present >= sum(self.sizes):
             self._update_together(rule, scalars, dense, variables, slots)
-        else:  # not worth going through whole arrays
+        else:  # too few to update whole arrays
             for index, gradient in dense.items():
                 parts = self._parts(index, slots)
                 update_variable(rule, scalars, gradient, variables[index], parts)
@@ -171,12 +171,12 @@ class PackedGroup(Group):
                 variable.assign(part) if replaces else variable.assign_add(part)
 
     def _join(self, tensors: Sequence[Any], dtype: tf.DType) -> tf.Tensor:
-        """What belongs to the variables, end to end as in the arrays."""
+        """One tensor per variable, concatenated in the order of the arrays."""
         parts = [tf.reshape(tf.cast(tensor, dtype), [-1]) for tensor in tensors]
         return tf.concat([*parts, *[tf.zeros([1], dtype)] * self.padding], 0)
 
     def _split(self, joined: tf.Tensor) -> list[tf.Tensor]:
-        """What belongs to each variable, in its shape: the reverse of `_join`."""
+        """The reverse of `_join`: one tensor per variable, in its shape."""
         parts: list[tf.Tensor] = []
         start = 0
         for width, shapes in itertools.groupby(self.shapes, key=self._row_length):
@@ -196,10 +196,10 @@ def update_arrays(
     arrays: Sequence[tf.Variable],
     scalars: Scalars,
 ) -> tf.Tensor:
-    """Updates arrays of slots, where the mask says so.
+    """Updates arrays of slots, where the mask is True if there is one.
 
     Returns:
-        The new weights, or, if no weights are given, what is to be added to them.
+        The new weights; their change, if no weights are given.
     """
     old = [tf.convert_to_tensor(array) for array in arrays]
     weights = tf.zeros_like(gradient) if weights is None else weights
@@ -214,7 +214,7 @@ def _uncompiled(function: Any, rule: Rule) -> Any:
 
 
 class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
-    """One model variable's slot in a shared array: what Keras and TensorFlow see of it."""
+    """One model variable's slot in a shared array, with the interface of a variable."""
 
     trainable = False
 
@@ -226,7 +226,7 @@ class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
 
     @property
     def location(self) -> tuple[tf.Variable, int]:
-        """The array that it is a part of, and where in it its first element lies."""
+        """The shared array, and the index of the slot's first element in it."""
         return self.array, self.start
 
     @property
@@ -240,7 +240,7 @@ class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
                 f"`{self.path}` must be given a value of its shape {tuple(self.shape)}. "
                 f"Received: shape {tuple(value.shape)}"
             )
-        super().assign(tf.ensure_shape(value, self.shape))  # if it was not known before
+        super().assign(tf.ensure_shape(value, self.shape))  # if it is not known yet
         return self
 
     def assign_add(self, value: Any) -> "PackedSlot":
@@ -258,8 +258,8 @@ class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
     def __repr__(self) -> str:
         return f"<PackedSlot path={self.path}, shape={tuple(self.shape)}, dtype={self.dtype}>"
 
-    # Checkpoints and SavedModels treat it as the variable that it stands for, so that they do not
-    # know which variables were packed.
+    # Checkpoints and SavedModels treat it as the variable that it replaces, so that they do not
+    # depend on which variables were packed.
 
     _should_act_as_resource_variable = True
 
@@ -293,7 +293,7 @@ class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
             self._variable()._write_object_proto(proto, options)
 
     def _variable(self) -> tf.Variable:
-        """A variable of the same shape."""
+        """A new variable of the same shape and dtype."""
         return tf.Variable(tf.zeros(self.shape, self.dtype), trainable=False, name=self.name)
 
 

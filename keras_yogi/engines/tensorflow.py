@@ -1,8 +1,8 @@
-"""The fused engine: the same update as one variable after another, in few operations.
+"""The fused engine on TensorFlow: the update of `base`, in few operations.
 
-Small variables are updated together (see `packed`); larger ones in place by the rule compiled with
-XLA, several in a call. (TensorFlow's own ResourceApplyAdam is one loop and a little faster on large
-variables, but less right: in float32 it computes 1 − 0.999, off by 1.3e-5.)
+Small variables are updated together (see `packed`). Large ones are updated in place, several per
+call, by the rule compiled with XLA. (TensorFlow's own ResourceApplyAdam is one loop and a little
+faster on large variables, but less accurate: in float32 it computes 1 − 0.999, off by 1.3e-5.)
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from keras_yogi.engines.packed import PackedGroup
 from keras_yogi.rules import Rule
 
 EAGER_GRAPHS = 16
-"""Sets of gradients for which an eager loop gets a graph of the whole step."""
+"""The most graphs of whole steps per eager loop: one for each set of gradients."""
 
 
 class CompiledGroup(Group):
@@ -66,8 +66,8 @@ class CompiledGroup(Group):
             elif self.lazy_rows:
                 update_rows(rule, scalars, gradient, variable, own_slots)
             else:
-                # All rows as if none had a gradient, which is therefore never spread out over the
-                # table, and then those that have one.
+                # First all rows with a gradient of zero, and then those that have one: the dense
+                # gradient is never made.
                 indices, rows = new_rows(rule, scalars, gradient, variable, own_slots)
                 zero = tf.zeros((), variable.dtype)
                 self._update_in_place(rule, scalars, [(zero, variable, own_slots)])
@@ -88,11 +88,11 @@ def update_in_place(
     members: Sequence[tuple[tf.Tensor, tf.Variable, Sequence[tf.Variable]]],
     scalars: Scalars,
 ) -> list[tf.Tensor]:
-    """Updates variables by their gradients (or a scalar, for every weight) and slots.
+    """Updates variables and their slots. A gradient may be a scalar, for every weight.
 
     Returns:
-        The weights of variables that keep a residual, for `split_in_place`: in one program XLA
-        would compute them once for each part, with a copy of what they are computed from.
+        The weights of variables that keep a residual, for `split_in_place`. In one program XLA
+        would compute them once for each part, and copy their inputs.
     """
     whole = []
     for gradient, variable, slots in members:
@@ -119,12 +119,12 @@ def split_in_place(
 
 
 class TensorFlowEngine(Engine):
-    """Carries out steps on TensorFlow: each group on the device that its variables lie on."""
+    """Takes steps on TensorFlow: each group on the device of its variables."""
 
     def step(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]) -> None:
         if tf.distribute.has_strategy():
             raise ValueError(
-                "The optimizer must be made and built inside the scope of the strategy that it "
+                "The optimizer must be created and built inside the scope of the strategy that it "
                 f"trains under. Received: {type(tf.distribute.get_strategy()).__name__}"
             )
         super().step(rule, scalars, gradients)
@@ -138,8 +138,8 @@ class TensorFlowEngine(Engine):
 
 
 class DistributedEngine(Engine):
-    """Carries out steps under a tf.distribute strategy: the gradients of replicas are added up, and
-    each replica updates its own copies of a group by one call.
+    """Takes steps under a tf.distribute strategy: sums the gradients of the replicas; each replica
+    then updates its own copies of a group by one call.
     """
 
     def __init__(self, groups: Iterable[Group], strategy: tf.distribute.Strategy) -> None:
@@ -153,7 +153,7 @@ class DistributedEngine(Engine):
                 "`apply` must be called on a replica, inside of `strategy.run`. "
                 "Received: a call in the cross-replica context"
             )
-        # TensorFlow ends the process if it has to add up slices without a row.
+        # TensorFlow aborts the process if it has to sum slices without rows.
         gradients = {
             index: row_gradients.with_padding(g) if row_gradients.is_rows(g) else g
             for index, g in gradients.items()
@@ -180,7 +180,7 @@ class DistributedEngine(Engine):
             strategy.extended.update(
                 next(iter(group.variables.values())),
                 functools.partial(self._update_on_a_replica, rule, group),
-                args=(scalars, of_group),  # of each replica its own
+                args=(scalars, of_group),  # each replica gets its own
                 group=False,
             )
 
@@ -192,7 +192,7 @@ class DistributedEngine(Engine):
         scalars: Scalars,
         gradients: Mapping[int, tf.Tensor],
     ) -> None:
-        # Rows of several replicas come one after another.
+        # The rows of several replicas are concatenated.
         gradients = {
             index: row_gradients.coalesce(g) if row_gradients.is_rows(g) else g
             for index, g in gradients.items()
@@ -213,7 +213,7 @@ class DistributedEngine(Engine):
 
 
 class FusedEngine(TensorFlowEngine):
-    """Likewise; in an eager loop, by a graph of the whole step if one pays."""
+    """A `TensorFlowEngine` that runs the repeated steps of an eager loop as graphs."""
 
     def __init__(self, groups: Iterable[Group]) -> None:
         super().__init__(groups)
@@ -227,10 +227,10 @@ class FusedEngine(TensorFlowEngine):
 
 
 class EagerGraphs:
-    """Graphs of whole steps, for sets of gradients that come again.
+    """Graphs of whole steps, for sets of gradients that repeat.
 
-    A loop that has another set of gradients in every step, or another hyperparameter, gets no
-    graphs: making one takes a hundred times as long as a step.
+    Making a graph takes a hundred times as long as a step. So a loop gets none if its set of
+    gradients, or a hyperparameter, changes in every step.
     """
 
     def __init__(self) -> None:
@@ -242,13 +242,13 @@ class EagerGraphs:
     def find(
         self, rule: Rule, gradients: Iterable[int], step: Callable[..., None]
     ) -> Callable[..., None]:
-        """A graph of `step`, or `step` itself: the first time, or if there are graphs enough."""
+        """A graph of `step`; `step` itself the first time, or if there are enough graphs."""
         key = frozenset(gradients)
         with self._lock:
             if rule != self._rule:
                 self._rule, self._seen, self._graphs = rule, set(), {}
             if key not in self._graphs and key in self._seen and len(self._graphs) < EAGER_GRAPHS:
-                # How many rows a batch names must not make a graph of its own.
+                # reduce_retracing: batches differ in their number of rows.
                 graph = tf.function(step, autograph=False, reduce_retracing=True)
                 self._graphs[key] = graph
             if len(self._seen) < 64 * EAGER_GRAPHS:
@@ -257,12 +257,12 @@ class EagerGraphs:
 
 
 class TensorFlowBackend(Backend):
-    """Asks TensorFlow for its strategy and devices, and makes groups."""
+    """Looks up TensorFlow's strategy and devices, and makes groups."""
 
     def check_strategy(self) -> None:
         strategy = tf.distribute.get_strategy()
         if isinstance(strategy, tf.distribute.ParameterServerStrategy):
-            raise checks.reject("strategy", "one whose workers wait for each other", strategy)
+            raise checks.reject("strategy", "one whose workers train synchronously", strategy)
 
     def check_conditional_updates(self, names: Iterable[str]) -> None:
         merges = tf.__internal__.distribute.strategy_supports_no_merge_call
@@ -272,14 +272,14 @@ class TensorFlowBackend(Backend):
             strategy = type(tf.distribute.get_strategy()).__name__
             raise ValueError(
                 f"`{name}` must be None in a graph under {strategy}: Keras updates inside a "
-                "condition, where replicas cannot add up their gradients. Compile with "
+                "condition, where replicas cannot sum their gradients. Compile with "
                 "run_eagerly=True, or call `apply` outside of tf.function. "
                 f"Received: {name} in a graph"
             )
 
     def unsupported_reason(self) -> str | None:
         if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
-            return "it has not been tried on a TPU"
+            return "it has not been tested on a TPU"
         return None
 
     def colocated_with(self, variable: Any) -> contextlib.AbstractContextManager[None]:
@@ -307,7 +307,7 @@ class TensorFlowBackend(Backend):
     def fused_engine(self, group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
         variables = {index: native(variable) for index, variable in group.variables.items()}
         floats = {i: v for i, v in variables.items() if limits.compile and is_float(v)}
-        # By shape, so that the same program serves many of a model's calls.
+        # Sorted by shape, so that calls can share a compiled program.
         by_shape = dict(sorted(floats.items(), key=lambda item: tuple(item[1].shape)))
         large, compiled = [], compiler()
         for indices in chunks(by_shape, limits.call_up_to):
@@ -324,14 +324,14 @@ class TensorFlowBackend(Backend):
 
 
 def engine_of(groups: Iterable[Group], on_one_device: type[Engine]) -> Engine:
-    """What updates these groups here: with a strategy or without."""
+    """An engine for these groups, under the current strategy if there is one."""
     if tf.distribute.has_strategy():
         return DistributedEngine(groups, tf.distribute.get_strategy())
     return on_one_device(groups)
 
 
 def single_groups(group: Group) -> Iterator[Group]:
-    """The same variables in groups of one device each."""
+    """The variables of a group, in one group per device."""
     by_device: dict[str, dict[int, Any]] = {}
     for index, variable in group.variables.items():
         by_device.setdefault(native(variable).device, {})[index] = native(variable)
@@ -341,7 +341,9 @@ def single_groups(group: Group) -> Iterator[Group]:
 
 
 def chunks(variables: Mapping[int, tf.Variable], size: int) -> Iterable[list[int]]:
-    """Indices of variables of one dtype on one device, of up to so many elements together."""
+    """Indices of variables, in lists of one dtype and device. A list of several variables has at
+    most `size` elements.
+    """
     by_kind: dict[Any, list[list[int]]] = {}
     filled: dict[Any, int] = {}
     for index, variable in variables.items():
@@ -359,5 +361,5 @@ def native(variable: Any) -> tf.Variable:
 
 
 def is_float(variable: tf.Variable) -> bool:
-    """Others are never trained, such as a counter or a label."""
+    """Whether a variable has a floating dtype. Others, such as counters, are never trained."""
     return bool(variable.dtype.is_floating)

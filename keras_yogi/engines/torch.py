@@ -1,9 +1,9 @@
-"""Few operations on PyTorch: small variables joined, large ones in pieces.
+"""The fused engine on PyTorch: small variables joined, large ones in pieces.
 
-An operation on a thousand weights costs what starting it costs, so the slots of small variables lie
-end to end in shared arrays, of which each slot's tensor is a view. A step joins the gradients in
-the same order and calls the rule once. An operation on a million weights writes its result to fresh
-memory, so that large variables are updated a piece at a time, which stays in a cache.
+An operation on a thousand weights takes no longer than starting it. So the slots of small variables
+lie end to end in shared arrays, and each slot's tensor is a view of its part. A step concatenates
+the gradients in the same order and calls the rule once. An operation on a million weights writes
+its result to fresh memory. So large variables are updated in pieces that stay in a cache.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from keras_yogi.rules import Rule, StepScalars
 
 
 class TorchBackend(Backend):
-    """Joins small variables of one dtype and device; half precision goes one after another."""
+    """Joins small variables of one dtype and device. Half precision is updated unfused."""
 
     limits = Limits(pack_up_to=32_768, array_up_to=131_072)
 
@@ -57,12 +57,12 @@ class TorchBackend(Backend):
 
 
 def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tensors end to end."""
+    """The tensors, flattened and concatenated."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def split(joined: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The reverse of `join`: views of the parts, in the shapes of other tensors."""
+    """The reverse of `join`: views of the parts, in the shapes of the tensors in `like`."""
     parts = torch.split_with_sizes(joined, [tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
@@ -78,7 +78,7 @@ class JoinedGroup(Group):
     ) -> None:
         super().__init__(variables, slots, lazy_rows)
         self._position = {index: position for position, index in enumerate(variables)}
-        # By the rule's order of slots, then by variable: what Keras writes into, whoever assigns.
+        # By slot in the rule's order, then by variable. Keras assigns to these tensors in place.
         self._tensors = [[s.value for s in of_all] for of_all in zip(*slots.values(), strict=True)]
         self._arrays: list[torch.Tensor] = []
         self._addresses: list[list[int]] = []
@@ -87,7 +87,7 @@ class JoinedGroup(Group):
     def _share_arrays(self) -> None:
         """Makes the slots' tensors views of shared arrays, unless they are already.
 
-        They are not if somebody gave one of them other memory, such as that of another device.
+        They no longer are if one of them got new memory, for example on another device.
         """
         if self._addresses == [[t.data_ptr() for t in tensors] for tensors in self._tensors]:
             return
@@ -113,7 +113,7 @@ class JoinedGroup(Group):
             super().update(rule, scalars, gradients, variables, slots)
             return
         with torch.no_grad():
-            if not torch.compiler.is_compiling():  # an address is nothing that can be traced
+            if not torch.compiler.is_compiling():  # addresses cannot be traced
                 self._share_arrays()
             is_whole = len(gradients) == len(self.variables)
             old = self._arrays if is_whole else [join(of_slot) for of_slot in tensors]
@@ -130,7 +130,7 @@ class JoinedGroup(Group):
 
 
 class PiecewiseGroup(Group):
-    """Large variables, updated a piece at a time."""
+    """Large variables, updated in pieces."""
 
     def __init__(
         self,
@@ -168,10 +168,10 @@ class PiecewiseGroup(Group):
 
 
 def _may_write(tensors: Sequence[torch.Tensor], scalars: StepScalars) -> bool:
-    """Whether tensors are computed with where they lie, and written to as they are.
+    """Whether tensors can be computed with and written to in place.
 
-    Inside a `keras.StatelessScope` nothing may be written to; and Keras moves what lies on several
-    devices to its default device, as the specification does.
+    Not inside a `keras.StatelessScope`; nor if they lie on several devices, where `Group.update`
+    lets Keras move values to its default device.
     """
     device = scalars.step.device
     return not in_stateless_scope() and all(tensor.device == device for tensor in tensors)

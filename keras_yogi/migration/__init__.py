@@ -1,4 +1,4 @@
-"""Takes over what other optimizers have left behind."""
+"""Loads what other optimizers have saved."""
 
 from keras_yogi.migration.tfa import load_tfa
 

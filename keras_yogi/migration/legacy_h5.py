@@ -1,8 +1,9 @@
-"""Reads the `.h5` files that Keras 2 wrote, where Keras 3 by itself fails.
+"""Reads `.h5` files of Keras 2 that Keras 3 cannot read alone.
 
-Keras 3 gets the weights right. It fails on nested models and on settings that it has dropped, and
-leaves the names of losses and metrics unresolved; before 3.11.3 it runs the bytecode of Lambda
-layers whatever `safe_mode` says. So the configs are checked and rewritten here before it sees them.
+Keras 3 loads the weights correctly. It fails on nested models and on settings that it no longer
+has, and does not resolve the names of losses and metrics. Before 3.11.3 it runs the bytecode of
+Lambda layers regardless of `safe_mode`. So the configs are checked and rewritten before Keras 3
+reads them.
 """
 
 import json
@@ -15,8 +16,8 @@ from typing import Any, NamedTuple
 
 import keras
 
-# Settings that layers of Keras 3 no longer have, with the value that they still stand for: those of
-# the recurrent layers; of the depthwise and the transposed convolutions.
+# Settings that layers no longer have in Keras 3, with the value that it implies. `time_major` is of
+# the recurrent layers, `groups` of the depthwise and the transposed convolutions.
 _GONE = {"time_major": False, "groups": 1}
 
 SAVE_AGAIN = "Copy it again, or save it again as a whole with Keras 2: model.save('model.h5')"
@@ -24,19 +25,19 @@ PASS_CUSTOM_OBJECTS = "Pass what is not Keras 3's own in `custom_objects`, by it
 
 
 class LegacyFile(NamedTuple):
-    """An open file of a Keras model, of which everything has been checked and little been read."""
+    """An open file of a Keras model. It is fully checked, but few of its contents are read."""
 
     keras_version: str
     model_config: dict[str, Any]
     training_config: dict[str, Any] | None  # the arguments of `compile`
-    layer_weights: list[list[str]]  # names, of each layer that has weights; trainable ones first
+    layer_weights: list[list[str]]  # names by layer that has weights; trainable weights first
     weights: Any  # the group of the layers' weights
     optimizer_weights: dict[str, Any]  # data sets by name
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[LegacyFile]:
-    """Raises a ValueError or a FileNotFoundError if `path` is not a whole file of a Keras model."""
+    """Opens the file of a Keras model. Raises a ValueError or a FileNotFoundError for others."""
     if not path.exists():
         raise FileNotFoundError(f"`path_or_config` must name a file. Received: {path}")
     if path.is_dir():
@@ -66,7 +67,7 @@ def opened(path: Path) -> Iterator[LegacyFile]:
             ]
             arrays = plain_hdf5.arrays(state, plain_hdf5.names(state, "weight_names"))
         if not isinstance(model_config, dict):
-            found = "it has no `model_config`: it holds weights alone, or is not of Keras"
+            found = "it has no `model_config`: it holds weights alone, or Keras did not write it"
             raise refusal(path, found, SAVE_AGAIN)
         names = [of_layer for of_layer in names if of_layer]
         yield LegacyFile(version, model_config, training_config, names, layers, arrays)
@@ -93,7 +94,7 @@ def uncompiled_model(path: Path, file: LegacyFile, safe_mode: bool) -> keras.Mod
 
 
 def _has_lambda(config: Any) -> bool:
-    """Asked of any Lambda layer: even a named function can be chosen to do harm."""
+    """Whether a config has any Lambda layer: even a named function can be chosen to do harm."""
     if isinstance(config, dict):
         is_lambda = config.get("class_name") in ("Lambda", "__lambda__")
         return is_lambda or any(map(_has_lambda, config.values()))
@@ -101,7 +102,7 @@ def _has_lambda(config: Any) -> bool:
 
 
 def _for_keras_3(config: Any) -> Any:
-    """The config of a layer or a model, or a part of one."""
+    """Rewrites the config of a layer or a model, or a part of one."""
     if isinstance(config, list):
         return [_for_keras_3(item) for item in config]
     if not isinstance(config, dict):
@@ -111,8 +112,8 @@ def _for_keras_3(config: Any) -> Any:
         settings = config["config"].items()
         config["config"] = {k: v for k, v in settings if k not in _GONE or v != _GONE[k]}
     if "output_layers" in config:
-        # In a graph, Keras 2 counts the calls of a nested model from 1, if the model has an input
-        # layer: that was call 0. Keras 3 counts from 0, but knows of the outputs of Functional.
+        # In a graph, Keras 2 counts the calls of a nested model from 1 if it has an input layer,
+        # which is call 0. Keras 3 counts from 0; it corrects the outputs of Functional itself.
         nested = {
             layer["name"]: layer["class_name"]
             for layer in config["layers"]
@@ -127,7 +128,7 @@ def _for_keras_3(config: Any) -> Any:
 
 
 def _calls(graph: Any) -> Iterator[list[Any]]:
-    """All [layer, number of the call, …] in nested lists and dicts."""
+    """Yields all [layer, number of the call, …] in nested lists and dicts."""
     if isinstance(graph, list) and graph and isinstance(graph[0], str):
         yield graph
     else:
@@ -138,7 +139,7 @@ def _calls(graph: Any) -> Iterator[list[Any]]:
 def trainable_variables(
     file: LegacyFile, model: keras.Model
 ) -> Iterator[tuple[str, keras.Variable]]:
-    """With their names in the file: Keras has filled the variables from the names in this order."""
+    """Yields names in the file with their variables: Keras fills variables in this order."""
     layers = [layer for layer in model.layers if layer.weights]
     for layer, names in zip(layers, file.layer_weights, strict=True):
         for name, variable in zip(names, layer.trainable_weights, strict=False):
@@ -161,8 +162,9 @@ def compile_arguments(file: LegacyFile, model: keras.Model) -> dict[str, Any]:
 
 
 def _metrics(saved: Any, outputs: list[str]) -> Any:
-    """Keras 2 saved a list for each output, with the output's name before those of its metrics if
-    there are several outputs. Keras 3 wants one list for one output, and adds the names itself.
+    """Restores metrics. Keras 2 saved a list for each output and, with several outputs, put an
+    output's name before its metrics' names. Keras 3 takes one list for one output, and adds the
+    names itself.
     """
     if not saved or not all(isinstance(of_output, list) for of_output in saved):
         return _restored(_metric, saved)
@@ -174,7 +176,7 @@ def _metrics(saved: Any, outputs: list[str]) -> Any:
 
 
 def _restored(restore: Callable[[Any], Any], saved: Any) -> Any:
-    """Losses or metrics as `compile` takes them: one, or a list or a dict for several outputs."""
+    """Losses or metrics for `compile`: one, or a list or a dict for several outputs."""
     if isinstance(saved, list):
         return [_restored(restore, item) for item in saved]
     if isinstance(saved, dict) and "class_name" not in saved:
@@ -185,14 +187,14 @@ def _restored(restore: Callable[[Any], Any], saved: Any) -> Any:
 def _loss(saved: Any) -> Any:
     if isinstance(saved, str):
         return keras.saving.get_registered_object(saved) or keras.losses.get(saved)
-    # Keras 3 takes neither the function's name nor "auto", which was what is now the default.
+    # Keras 3 accepts neither the function's name nor "auto", which meant today's default.
     settings = {k: v for k, v in saved["config"].items() if k != "fn" and v != "auto"}
     return from_config(keras.losses.deserialize, {**saved, "config": settings})
 
 
 def _metric(saved: Any, prefix: str = "") -> Any:
     if isinstance(saved, str):
-        if saved in ("accuracy", "acc", "crossentropy", "ce"):  # `compile` looks at the output
+        if saved in ("accuracy", "acc", "crossentropy", "ce"):  # `compile` chooses by the output
             return saved
         return keras.saving.get_registered_object(saved) or keras.metrics.get(saved)
     settings = {**saved["config"], "name": saved["config"]["name"].removeprefix(prefix)}
@@ -205,11 +207,11 @@ def _metric(saved: Any, prefix: str = "") -> Any:
 
 
 def from_config(deserialize: Callable[[Any], Any], saved: Mapping[str, Any]) -> Any:
-    """What a saved config says, for `deserialize` of keras.losses, metrics or schedules."""
-    # Some settings that were None by default are gone from Keras 3.
+    """Restores a saved config by `deserialize` of keras.losses, metrics or schedules."""
+    # Keras 3 no longer has some settings whose default was None.
     settings = {name: value for name, value in saved["config"].items() if value is not None}
     restored = deserialize({**saved, "config": settings})
-    if isinstance(restored, str):  # Keras returns a name that it does not know
+    if isinstance(restored, str):  # Keras returns unknown names unchanged
         raise ValueError(f"unknown: {restored}")
     return restored
 
@@ -218,13 +220,13 @@ def from_config(deserialize: Callable[[Any], Any], saved: Mapping[str, Any]) -> 
 
 
 def refusal(what: object, found: str, remedy: str) -> ValueError:
-    """The error that says what was found and what to do."""
+    """An error that says what was found and what to do."""
     return ValueError(f"{what} cannot be loaded: {found}. {remedy}.")
 
 
 @contextmanager
 def refusing(what: object, found: str, remedy: str) -> Iterator[None]:
-    """Turns whatever goes wrong inside into a refusal."""
+    """Turns any exception into a refusal."""
     try:
         yield
     except Exception as error:

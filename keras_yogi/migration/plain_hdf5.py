@@ -1,7 +1,8 @@
-"""Checks that an HDF5 file is plain: all that it seems to hold lies in it, once and in full.
+"""Checks that an HDF5 file is plain: all of its contents lie in it, once and in full.
 
-HDF5 can refer to other files and other places, and can claim far more than it stores. Keras uses
-nothing of that. A plain file reads no other file, and takes no more memory than it takes on disk.
+HDF5 files can refer to other files and other places, and can claim far more than they store. Keras
+uses none of this. Reading a plain file opens no other file, and takes no more memory than the file
+takes on disk.
 """
 
 import json
@@ -11,17 +12,17 @@ import h5py
 
 MAX_OBJECTS = 100_000  # groups, data sets and attributes; Keras's largest model has about 10,000
 MAX_TEXT = 8 * 2**20  # bytes of an attribute; the config of Keras's largest model has 1 MB
-MAX_DEPTH = 100  # lists and dicts in one another; a nested model adds 5
+MAX_DEPTH = 100  # of nested lists and dicts; a nested model adds 5
 
 _TEXT_OR_NUMBERS = (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
 
 
 def check(file: h5py.File, arrays_in: tuple[str, ...]) -> None:
-    """Checks every object of a file before any of it is read.
+    """Checks every object of a file before any data is read.
 
     Args:
         file: open for reading.
-        arrays_in: the groups whose data sets are going to be read.
+        arrays_in: the groups whose data sets will be read.
 
     Raises:
         ValueError: the file is not plain.
@@ -94,7 +95,7 @@ def names(group: h5py.Group, attribute: str) -> list[str]:
     """The list of names in an attribute; Keras splits a long one into attribute0, attribute1, …
 
     Raises:
-        ValueError: a name is there twice, or is not that of an object inside of `group`.
+        ValueError: a name occurs twice, or is not that of an object inside `group`.
     """
     parts = [attribute, *(f"{attribute}{number}" for number in range(len(group.attrs)))]
     listed = [text(name) for part in parts for name in group.attrs.get(part, [])]
@@ -107,10 +108,10 @@ def names(group: h5py.Group, attribute: str) -> list[str]:
 
 
 def arrays(group: h5py.Group, names: list[str]) -> dict[str, h5py.Dataset]:
-    """Data sets by name, none of which has been read.
+    """Data sets by name; none has been read.
 
     Raises:
-        ValueError: there is no such data set.
+        ValueError: a name is not that of a data set.
     """
     found = {name: group.get(name) for name in names}
     for name, dataset in found.items():
@@ -120,7 +121,7 @@ def arrays(group: h5py.Group, names: list[str]) -> dict[str, h5py.Dataset]:
 
 
 def text(value: Any) -> str:
-    """Raises a ValueError if `value` is not text, which HDF5 stores in two ways."""
+    """`value` as text, which HDF5 stores in two ways. Raises a ValueError if it is not text."""
     if isinstance(value, bytes):
         return value.decode()
     if not isinstance(value, str):
@@ -129,7 +130,7 @@ def text(value: Any) -> str:
 
 
 def config(file: h5py.File, attribute: str) -> Any:
-    """What an attribute in JSON says; None if it is not there.
+    """The value of a JSON attribute; None if there is none.
 
     Raises:
         ValueError: it is not JSON, too long or too deeply nested.

@@ -1,4 +1,4 @@
-"""Takes over optimizers and models that were trained with tfa.optimizers.Yogi."""
+"""Loads optimizers and models that were trained with tfa.optimizers.Yogi."""
 
 import os
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from keras_yogi.migration import legacy_h5
 from keras_yogi.migration.legacy_h5 import PASS_CUSTOM_OBJECTS, LegacyFile, refusing
 from keras_yogi.optimizers.yogi import Yogi
 
-# What tfa.optimizers.Yogi.get_config returns, the same in all versions that had it (0.10 to 0.23).
+# The keys of tfa.optimizers.Yogi.get_config, the same in all versions that had it (0.10 to 0.23).
 _CONFIG_KEYS = (
     *("name", "learning_rate", "decay", "beta1", "beta2", "epsilon", "activation"),
     *("initial_accumulator_value", "l1_regularization_strength", "l2_regularization_strength"),
@@ -34,23 +34,23 @@ def load_tfa(
     custom_objects: Mapping[str, Any] | None = None,
     safe_mode: bool = True,
 ) -> Any:
-    """Takes over a model or an optimizer config that used tfa.optimizers.Yogi.
+    """Loads a model that used tfa.optimizers.Yogi, or converts that optimizer's config.
 
     Args:
         path_or_config: the path to a legacy Keras `.h5` file of a model that was compiled with
             tfa.optimizers.Yogi and trained; or that optimizer's config, as `get_config()` gave it
-            or as {"class_name": "Addons>Yogi", "config": {...}}. Keys that are missing get
-            TensorFlow Addons' defaults; a `decay` other than 0 becomes an InverseTimeDecay.
+            or as {"class_name": "Addons>Yogi", "config": {...}}. Missing keys get TensorFlow
+            Addons' defaults; a `decay` other than 0 becomes an InverseTimeDecay.
         custom_objects: layers, functions, losses, metrics and schedules that are not Keras 3's
             own, by their names in the file. Defaults to None.
         safe_mode: refuse a file with a Lambda layer, whose Python bytecode would be run.
             Defaults to True.
 
     Returns:
-        For a config a `keras_yogi.Yogi` with `epsilon_hat=True`: TensorFlow Addons adds ε there.
-        For a path the model, compiled with such a Yogi and with the loss, the metrics and the loss
-        weights of the file. Weights, slots and step count are those of the save, so training goes
-        on where it stopped.
+        For a config, a `keras_yogi.Yogi` with `epsilon_hat=True`: TensorFlow Addons adds ε there.
+        For a path, the model, compiled with such a Yogi and with the loss, the metrics and the loss
+        weights of the file. Weights, slots and step count are restored: training continues where
+        it stopped.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -92,8 +92,8 @@ def _unwrapped(serialized: Mapping[str, Any]) -> Mapping[str, Any]:
     inside = inner.get("class_name") if isinstance(inner, Mapping) else None
     around = f" around {checks.shown(inside)}" if inside else ""
     raise ValueError(
-        "The optimizer must be tfa.optimizers.Yogi ('Addons>Yogi' or 'Yogi') and nothing around "
-        f"it. Received: {checks.shown(class_name)}{around}"
+        "The optimizer must be tfa.optimizers.Yogi ('Addons>Yogi' or 'Yogi') without a wrapper. "
+        f"Received: {checks.shown(class_name)}{around}"
     )
 
 
@@ -118,7 +118,7 @@ def _optimizer(config: Mapping[str, Any]) -> Yogi:
 
 
 def _model(path: Path, safe_mode: bool) -> keras.Model:
-    """The parts are restored one by one, and put together when all of them are known to be good."""
+    """Restores the parts one by one, and compiles the model when all of them are good."""
     with legacy_h5.opened(path) as file:
         if file.training_config is None:
             found = "it has no `training_config`: the model was saved without its optimizer"
@@ -144,14 +144,14 @@ def _model(path: Path, safe_mode: bool) -> keras.Model:
 def _state(
     file: LegacyFile, model: keras.Model, slot_names: list[str]
 ) -> tuple[Any, list[tuple[keras.Variable, str, Any]]]:
-    """The data sets of the step count and of every slot of every trainable variable, by shape.
+    """The data sets of the step count and of each slot of each trainable variable, by shape.
 
-    The name of a slot is that of its weight and its own, usually after the optimizer's. Order
-    tells nothing: slots lie in the order in which their weights were first trained.
+    A slot's name is its weight's name and its own, usually after the optimizer's. The order is no
+    help: slots lie in the order in which their weights were first trained.
     """
     wanted: dict[str, Any] = {"iter": None}
     for name, variable in legacy_h5.trainable_variables(file, model):
-        if f"{name}/v" in wanted:  # Keras makes two of a layer that stood in two models
+        if f"{name}/v" in wanted:  # Keras loads a layer of two models twice
             raise ValueError(f"the model has several weights of the name {name}")
         for slot in slot_names:
             wanted[f"{name}/{slot}"] = (variable, slot)
@@ -184,7 +184,7 @@ def _step_count(dataset: Any) -> float:
 
 
 def _slot_value(variable: keras.Variable, slot: str, dataset: Any) -> Any:
-    """The numbers of one slot, of the dtype in which they are going to be stored."""
+    """The values of one slot, in the variable's dtype."""
     if dataset.dtype.kind != "f":
         raise ValueError(f"{dataset.name} must be of a floating dtype, not {dataset.dtype}")
     value = ops.cast(dataset[()], variable.dtype)

@@ -1,14 +1,18 @@
 """AdaptiveOptimizer: a rule and an engine as a Keras optimizer.
 
-Every use of an underscore name of Keras's optimizers is in this file, because nothing public gives
-the same: `_backend_update_step` receives all gradients of a step at once, after Keras has clipped
-them, where `update_step` sees one; `_clip_gradients` is overridden so that Keras clips the numbers
-of row gradients; `_trainable_variables` is the list that the optimizer was built with,
-`_get_variable_index` a variable's place in it, `_var_key` what Keras knows a variable by;
-`_track_variable` puts a slot that is not a Keras variable into `optimizer.variables`;
-`_learning_rate` tells a number from a schedule; `_apply_weight_decay`,
-`_update_model_variables_moving_average` and `_overwrite_model_variables_with_average_value` compute
-in the variable's dtype, where weights in half precision have to be computed with as a whole.
+This file alone uses underscore names of the optimizer's Keras base class. Nothing public gives the
+same:
+
+- `_backend_update_step` receives all gradients of a step, clipped; `update_step` sees one.
+- `_clip_gradients` is overridden so that Keras clips the values of row gradients.
+- `_trainable_variables` is the list that the optimizer was built with, `_get_variable_index` a
+  variable's index in it, `_var_key` the key by which Keras knows a variable.
+- `_use_weight_decay` knows which variables are excluded from weight decay.
+- `_track_variable` adds a slot that is not a Keras variable to `optimizer.variables`.
+- `_learning_rate` tells a number from a schedule.
+- `_apply_weight_decay`, `_update_model_variables_moving_average` and
+  `_overwrite_model_variables_with_average_value` compute in the variable's dtype; weights in half
+  precision need float32.
 """
 
 import dataclasses
@@ -33,29 +37,30 @@ _OPTIONS = {
     "skip_nonfinite": checks.boolean,
     "keep_residual": checks.boolean,
 }
-"""How an optimizer works, with the check of each."""
+"""Arguments that do not change the formula, each with its check."""
 
 _SETTLED = {*_OPTIONS, "use_ema", "gradient_accumulation_steps"}
-"""What decides on what is built, and cannot be changed later."""
+"""Arguments that `build` depends on: they cannot be changed later."""
 
 _OF_GRADIENTS = (
     *("clipnorm", "clipvalue", "global_clipnorm"),
     *("loss_scale_factor", "gradient_accumulation_steps"),
 )
-"""Keras's arguments with which it computes with gradients."""
+"""Arguments that make Keras compute with gradients."""
 
 _CHECKS = {**_OPTIONS, **checks.KERAS_CHECKS}
 
 
 class AdaptiveOptimizer(keras.optimizers.Optimizer):
-    """A Keras optimizer that follows a rule: the base of `keras_yogi.Adam` and `keras_yogi.Yogi`.
+    """Base class of `keras_yogi.Adam` and `keras_yogi.Yogi`: a Keras optimizer that follows a rule.
 
-    The way of a gradient: `apply` checks it, sums repeated rows and, on request, skips a step that
-    is not finite; Keras scales, clips and decays; `_backend_update_step` hands rule, scalars and
-    gradients to the engine, whose groups of variables and slots call `rule.update`.
+    `apply` checks the gradients, sums repeated rows and, with `skip_nonfinite`, skips a step that
+    is not finite. Keras scales and clips the gradients and decays the weights.
+    `_backend_update_step` hands rule, scalars and gradients to the engine. Its groups of variables
+    and slots call `rule.update`.
 
     The fields of the rule are attributes of the optimizer: `optimizer.beta_1 = 0.5` replaces the
-    rule. Graphs that were traced before keep the old one, as with every Keras optimizer.
+    rule. Graphs that were traced before keep the old rule, as with every Keras optimizer.
 
     Args:
         learning_rate: η ≥ 0: a number, a `keras.optimizers.schedules.LearningRateSchedule`, or a
@@ -63,21 +68,21 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         rule: the update, a frozen `keras_yogi.rules.AdaptiveRule`.
         sparse_update: "exact" or "lazy", see `keras_yogi.Adam`. Defaults to "exact".
         fused: "auto", True or False, see `keras_yogi.Adam`. Defaults to "auto".
-        skip_nonfinite: leave out steps whose gradients are not finite. Defaults to False.
+        skip_nonfinite: skip steps whose gradients are not finite. Defaults to False.
         keep_residual: keep what half precision cannot hold of a weight, see `keras_yogi.Adam`.
             Defaults to True.
-        **keras_arguments: Keras's own, see `keras_yogi.Adam`.
+        **keras_arguments: arguments of every Keras optimizer, see `keras_yogi.Adam`.
 
     Raises:
-        ValueError: an argument breaks its rule or is unknown.
+        ValueError: an argument is unknown or has an invalid value.
     """
 
     engine_limits = engines.backend.limits
-    """Sizes at which the fused engine does otherwise; to be set before the optimizer is built."""
+    """Sizes at which the fused engine changes its method. Set them before `build`."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
-        # Not as an attribute that is set: TensorFlow would save it in checkpoints.
+        # In `__dict__`: TensorFlow would save a normal attribute in checkpoints.
         self.__dict__["_given"] = configuration.given_arguments(cls, args, kwargs)
         return self
 
@@ -110,17 +115,17 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     @property
     def rule(self) -> AdaptiveRule:
-        """The update as a value: hashable, pure, of tensors alone."""
+        """The update rule: a hashable value whose methods are pure functions of tensors."""
         return self._rule
 
     def __getattr__(self, name: str) -> Any:
-        """The rule's fields; whatever else is asked for here does not exist."""
+        """Finds the fields of the rule; no other name exists."""
         if name in _fields(self):
             return getattr(self.__dict__["_rule"], name)
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Checks what is set, also after construction."""
+        """Checks every assignment, also after construction."""
         built = self.__dict__.get("built", False)
         if name in _fields(self):
             rule = dataclasses.replace(self._rule, **{name: value})
@@ -148,7 +153,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     learning_rate = property(
         keras.optimizers.Optimizer.learning_rate.fget,
         _set_learning_rate,
-        doc="η: Keras's variable, or what the schedule or the callable gives now.",
+        doc="η: Keras's variable, or the present value of the schedule or the callable.",
     )
 
     def exclude_from_weight_decay(
@@ -157,24 +162,25 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """Excludes variables from weight decay, as `keras.optimizers.Optimizer` does.
 
         Args:
-            var_list: variables. Defaults to None.
-            var_names: parts of the names of variables. Defaults to None.
+            var_list: a list of variables. Defaults to None.
+            var_names: a list of strings; variables whose names contain one are excluded. Defaults
+                to None.
 
         Raises:
-            ValueError: the optimizer is built already.
+            ValueError: the optimizer is already built.
         """
         if self.built:
             raise ValueError(
                 "`exclude_from_weight_decay` must be called before the optimizer is built. "
-                f"Received: an optimizer of {len(self._trainable_variables)} variables"
+                f"Received: an optimizer built with {len(self._trainable_variables)} variables"
             )
         super().exclude_from_weight_decay(var_list, var_names)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as Keras serializes them.
+        """A dict of the constructor's arguments, as Keras serializes them.
 
-        A subclass need not override it: arguments of its own are in it, with the value of the
-        attribute of the same name or, without one, as they were given.
+        A subclass need not override it. Its own arguments are included: the value of the attribute
+        of the same name or, without one, the value that the constructor was given.
         """
         config = super().get_config()
         config |= {name: getattr(self, name) for name in (*_fields(self), *_OPTIONS)}
@@ -187,27 +193,34 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> Self:
-        """The optimizer that `get_config`, here or elsewhere, has described.
+        """Creates an optimizer from a config. It is not built.
 
-        Where the fused engine cannot serve (another backend, tf.distribute), `fused=True` is read
-        as "auto": a file from elsewhere loads, and the numbers are the same.
+        `fused=True` becomes "auto" where the fused engine is not available (JAX, a TPU), so that a
+        file from elsewhere loads. The numbers are the same.
 
         Args:
-            config: what `get_config` has returned.
-            custom_objects: as Keras takes them. Defaults to None.
+            config: a dict that `get_config` returned, here or elsewhere.
+            custom_objects: a dict of classes and functions by name, or None, as Keras takes it.
+                Defaults to None.
+
+        Raises:
+            ValueError: a key is unknown or a value is invalid.
+            TypeError: Keras does not find a class that the config names.
         """
         return configuration.construct(cls, config, custom_objects)
 
     # Slots
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Creates the slots, one of each name per variable, and what updates them.
+        """Creates the slots, one of each name per variable, and the engine that updates them. A
+        second call does nothing.
 
         Args:
-            variables: the model variables that the optimizer is to train.
+            variables: a list of the model variables to train.
 
         Raises:
-            ValueError: `fused=True`, and the fused engine cannot serve these variables.
+            ValueError: `variables` is not a list of different variables of known shapes, or
+                `fused=True` and the fused engine is not available.
         """
         if self.built:
             return
@@ -226,7 +239,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         if any(RESIDUAL in values for values in initial_values.values()):
             names.append(RESIDUAL)
         slots: dict[str, list[Any]] = {name: [None] * len(variables) for name in names}
-        # Keras's own order, so that files and checkpoints move to and from keras.optimizers.Adam.
+        # In Keras's order, so that files and checkpoints fit keras.optimizers.Adam, too.
         for together in (names[:2], *([name] for name in names[2:])):
             for index, variable in trained.items():
                 for name in together:
@@ -236,7 +249,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
                         slots[name][index] = slot
         for name, of_all in slots.items():
             setattr(self, _attribute(name), of_all)
-        # Not as an attribute that is set: TensorFlow would save it in checkpoints.
+        # In `__dict__`: TensorFlow would save a normal attribute in checkpoints.
         self.__dict__["_slot_names"] = tuple(names)
         if self.skip_nonfinite:
             self._skipped_steps = self._counter("skipped_steps")
@@ -251,19 +264,19 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     def _unfused_reason(self) -> str | None:
         if self._overrides_update_step():
-            return f"{type(self).__name__} has an update_step of its own"
+            return f"{type(self).__name__} overrides `update_step`"
         return engines.backend.unsupported_reason()
 
     def _overrides_update_step(self) -> bool:
         return type(self).update_step is not AdaptiveOptimizer.update_step
 
     def _initial_values(self, variable: Any) -> dict[str, float]:
-        """Of the slots of a variable, by name."""
+        """The initial values of a variable's slots, by name."""
         keeps_residual = self.keep_residual and half_precision.is_half(variable.dtype)
         return {**self._rule.initial_values, **({RESIDUAL: 0} if keeps_residual else {})}
 
     def _new_slot(self, pack: Any, index: int, variable: Any, name: str, initial: float) -> Any:
-        # The names that Keras gives to slots.
+        # The name that Keras would give the slot.
         slot_name = f"{checks.path(variable).replace('/', '_').replace(':', '_')}_{name}"
         if pack is not None:
             slot = pack.slot(index, name, slot_name, f"{self.name}/{slot_name}")
@@ -286,23 +299,24 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         layout: Any = None,
         name: str | None = None,
     ) -> keras.Variable:
-        """Adds a variable to the optimizer, as Keras does, but none in half precision: a slot, an
-        average or an accumulator of float16 or bfloat16 weights is kept in float32.
+        """Adds a variable to the optimizer, as Keras does, but never in half precision: slots,
+        averages and accumulators of float16 and bfloat16 weights are kept in float32.
 
         Args:
-            shape: the variable's.
+            shape: a tuple of integers.
             initializer: as Keras takes it. Defaults to "zeros".
-            dtype: the variable's; float32 instead of float16 and bfloat16. Defaults to Keras's.
-            aggregation: of replicas' values. Defaults to "none".
-            layout: of `keras.distribution`. Defaults to None.
-            name: the variable's. Defaults to None.
+            dtype: a dtype; float16 and bfloat16 become float32. Defaults to None: Keras's default
+                dtype.
+            aggregation: how the values of replicas are combined. Defaults to "none".
+            layout: a layout of `keras.distribution`. Defaults to None.
+            name: a string. Defaults to None.
         """
         dtype = half_precision.compute_dtype(dtype or keras.config.floatx())
         return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
 
     @property
     def engine(self) -> str:
-        """What carries out the steps: "fused", or "unfused": one variable after another."""
+        """The engine in use: "fused", or "unfused": one variable after another."""
         return "fused" if self._is_fused else "unfused"
 
     @property
@@ -312,7 +326,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     def takes_rows(self, variable: Any) -> bool | None:
         """Whether gradients of a variable have come as some of its rows, as those of an Embedding
-        do on TensorFlow; None if there has been no gradient yet since the optimizer was made.
+        do on TensorFlow; None before this object's first gradient.
 
         Args:
             variable: a model variable that the optimizer was built with.
@@ -321,13 +335,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         return kinds.get(self.index_of(variable))
 
     def index_of(self, variable: Any) -> int:
-        """The place of a model variable in the list that the optimizer was built with.
+        """The index of a model variable in `trained_variables`, an integer ≥ 0.
 
         Args:
             variable: a Keras variable, or the backend's own.
 
         Raises:
-            ValueError: the optimizer was not built with it.
+            ValueError: the optimizer is not built, or was built without this variable.
         """
         try:
             return self._get_variable_index(variable)
@@ -339,10 +353,16 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             raise checks.reject("variable", rule, variable) from None
 
     def slots(self) -> dict[str, list[keras.Variable]]:
-        """The slots' names, and a list of one variable per model variable, in the rule's order.
+        """The variables that hold the slots.
 
-        Model variables in float16 and bfloat16 also have a "residual", as it is stored; where a
-        model variable has no such slot, there is None.
+        Returns:
+            A dict from slot name to a list of variables, in the rule's order. A list has one entry
+            per model variable, of its shape and dtype (float32 for float16 and bfloat16), or None
+            where a variable has no such slot. "residual" is last, if there is one: int16, as it is
+            stored.
+
+        Raises:
+            AttributeError: the optimizer is not built.
         """
         return {name: getattr(self, _attribute(name)) for name in self._slot_names}
 
@@ -351,12 +371,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
         Args:
             variable: a model variable that the optimizer was built with.
-            name: "momentum", "velocity", or what else the optimizer keeps. "residual": of a model
-                variable in float16 or bfloat16, what it cannot hold of the weight, so that
-                `cast(variable, "float32") + get_slot(variable, "residual")` is the weight.
+            name: a string: "momentum", "velocity", or another key of `slots()`. "residual" is what
+                a variable in float16 or bfloat16 cannot hold of its weight: `cast(variable,
+                "float32") + get_slot(variable, "residual")` is the weight.
 
         Returns:
-            A tensor of the variable's shape and dtype; float32 for float16 and bfloat16.
+            A tensor, which is a copy, of the variable's shape and dtype; float32 for float16 and
+            bfloat16.
 
         Raises:
             ValueError: the optimizer is not built, does not know the variable, or has no such slot.
@@ -367,13 +388,16 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         return ops.copy(value)
 
     def set_slot(self, variable: keras.Variable, name: str, value: Tensor) -> None:
-        """Overwrites a slot of one model variable; arguments and errors as in `get_slot`.
+        """Overwrites a slot of one model variable.
 
         Args:
             variable: a model variable that the optimizer was built with.
-            name: "momentum", "velocity", or what else the optimizer keeps. Setting "residual" sets
-                the weight to variable + value: both are written.
-            value: of the variable's shape.
+            name: a string, as in `get_slot`. Setting "residual" sets the weight to variable +
+                value: both are written.
+            value: a tensor or array of the variable's shape; it is cast to the slot's dtype.
+
+        Raises:
+            ValueError: as in `get_slot`, or `value` has another shape.
         """
         slot = self._slot(variable, name)
         checks.same_shapes([slot], [value])
@@ -384,7 +408,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             slot.assign(value)
 
     def _residual(self, variable: Any) -> Any:
-        """The slot of what a variable in half precision cannot hold; None for any other."""
+        """The residual of a variable; None if it keeps none."""
         residuals = getattr(self, _attribute(RESIDUAL), None)
         return None if residuals is None else residuals[self.index_of(variable)]
 
@@ -403,12 +427,12 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps `skip_nonfinite` has left out; 0 without it."""
+        """The number of steps that `skip_nonfinite` has skipped; 0 without it."""
         return int(self._skipped_steps.numpy()) if self.counters else 0
 
     @property
     def counters(self) -> tuple[keras.Variable, ...]:
-        """With `skip_nonfinite`: of the steps left out, and of those since the last one taken."""
+        """With `skip_nonfinite`, the numbers of skipped steps: in all, and in a row until now."""
         if not (self.built and self.skip_nonfinite):
             return ()
         return self._skipped_steps, self._skipped_in_a_row
@@ -426,14 +450,22 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """Updates the variables once.
 
         Args:
-            grads: one gradient per variable; a tensor, a tf.IndexedSlices (repeated rows are
-                summed before anything else) or None (the variable and its slots stay).
-            trainable_variables: the variables, in the order of `grads`. Defaults to those that the
-                optimizer was built with; the first call with them builds it.
+            grads: a list with one gradient per variable: a tensor or array of the variable's shape
+                and a floating dtype, a tf.IndexedSlices (repeated rows are summed first), or None
+                (the variable and its slots stay unchanged).
+            trainable_variables: a list of the variables, in the order of `grads`; the first call
+                with it builds the optimizer. Defaults to None: the variables that it was built
+                with.
+
+        Raises:
+            ValueError: a gradient has another shape or dtype or names rows that do not exist, all
+                gradients are None, `grads` and the variables differ in number, the optimizer was
+                built without one of the variables, or it is not built and gets none. Weights and
+                slots are then unchanged.
         """
         grads = checks.gradient_list(grads)
         if trainable_variables is None and not self.built:
-            super().apply(grads)  # which says what is missing
+            super().apply(grads)  # raises Keras's error
             return
         if trainable_variables is None:
             variables = self.trained_variables
@@ -446,11 +478,11 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             n for n in conditional if getattr(self, n) is not None
         )
         grads = checks.gradients(grads, variables)
-        if not self.built:  # before Keras does, which may be inside a condition
+        if not self.built:  # Keras might build inside a condition
             with keras.name_scope(self.name, caller=self):
                 self.build(variables)
         for variable in variables:
-            self.index_of(variable)  # a ValueError, if it is unknown
+            self.index_of(variable)  # raises a ValueError for an unknown variable
         grads = [self._coalesced(g, v) for g, v in zip(grads, variables, strict=True)]
         if not self.skip_nonfinite or all(g is None for g in grads):
             with step_conditions.after_a_batch(grads):
@@ -473,7 +505,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             self._take_residuals_of_averages(overwrites)
 
     def _take_residuals_of_averages(self, overwritten: Tensor) -> None:
-        """On JAX Keras itself gives the variables their averages, if it is their step."""
+        """On JAX, Keras itself overwrites variables with their averages. Sets the residuals
+        accordingly.
+        """
         averages = self._model_variables_moving_average
         for variable, average in zip(self._trainable_variables, averages, strict=True):
             slot = self._residual(variable)
@@ -483,13 +517,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
                 half_precision.write(variable, slot, weights)
 
     def _coalesced(self, gradient: Tensor | None, variable: Any) -> Tensor | None:
-        """Each row once; all rows, where Keras computes with the gradient as a whole."""
+        """Sums repeated rows. Makes the gradient dense where Keras needs all of it."""
         if gradient is None:
             return None
         kinds, index = self.__dict__["_gradient_kinds"], self.index_of(variable)
         kinds[index] = kinds.get(index, False) or row_gradients.is_rows(gradient)
         if not row_gradients.is_rows(gradient):
-            # Keras would compute with it in half precision.
+            # Otherwise Keras would compute in half precision.
             changes = any(getattr(self, name) is not None for name in _OF_GRADIENTS)
             dtype = half_precision.compute_dtype(gradient.dtype)
             return ops.cast(gradient, dtype) if changes else gradient
@@ -498,16 +532,16 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         return row_gradients.coalesce(gradient)
 
     def _clip_gradients(self, grads: list[Tensor]) -> list[Tensor]:
-        """Clips the numbers of row gradients like any tensor's: other rows are zero."""
+        """Clips the values of row gradients like any tensor: all other rows are zero."""
         clipped = super()._clip_gradients([row_gradients.values_of(g) for g in grads])
         return [row_gradients.with_values(g, c) for g, c in zip(grads, clipped, strict=True)]
 
     def _backend_update_step(
         self, grads: list[Tensor], trainable_variables: list[Any], learning_rate: Any
     ) -> None:
-        """One step on all variables that have a gradient, which Keras has scaled and clipped."""
+        """Updates the variables by gradients that Keras has scaled and clipped."""
         if self._overrides_update_step():
-            # Keras adds up the gradients of replicas, and calls it for each variable.
+            # Keras sums the replicas' gradients and calls `update_step` for each variable.
             super()._backend_update_step(grads, trainable_variables, learning_rate)
         else:
             indices = map(self.index_of, trainable_variables)
@@ -515,8 +549,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             self._engine.step(self._rule, self._scalars(learning_rate), gradients)
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        """w ← w − w · `weight_decay` · η. Keras computes it in the variable's dtype, and with a
-        learning rate in float32: for all but float32 the engine does.
+        """w ← w − w · `weight_decay` · η. Keras computes it in the variable's dtype, with a float32
+        learning rate. That is right for float32 only; the engine decays all other variables.
         """
         if self.weight_decay is None:
             return
@@ -531,7 +565,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             self._engine.step_without_gradients(rule, scalars, map(self.index_of, decayed))
 
     def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
-        """Keras averages what it is given: the whole weights."""
+        """Hands Keras the full weights to average: variable plus residual."""
         whole = [
             half_precision.read(v, self._residual(v)) if half_precision.is_half(v.dtype) else v
             for v in trainable_variables
@@ -553,12 +587,16 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """Updates one variable and its slots. A subclass may override it.
 
         Args:
-            gradient: of the variable's shape, or a tf.IndexedSlices of some of its rows.
+            gradient: a tensor of the variable's shape and a floating dtype, or a tf.IndexedSlices
+                of some of its rows.
             variable: a model variable that the optimizer was built with.
             learning_rate: η, a number or a scalar tensor.
+
+        Raises:
+            ValueError: the optimizer was built without this variable.
         """
         if row_gradients.is_rows(gradient):
-            # Once more, because rows of several replicas come one after another.
+            # Again: the rows of several replicas are concatenated.
             gradient = row_gradients.coalesce(gradient)
         gradients = {self.index_of(variable): gradient}
         self._engine.step_on_this_replica(self._rule, self._scalars(learning_rate), gradients)
@@ -568,17 +606,17 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         return {dtype: self._rule.scalars(learning_rate, step, dtype) for dtype in dtypes}
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
-        """With `use_ema`, gives the variables their averages, as Keras does at the end of `fit`.
+        """With `use_ema`, sets the variables to their averages, as Keras does at the end of `fit`.
 
-        Warns if v₀ or ε holds nearly all weights back, and if `skip_nonfinite` has left out most
-        steps: nobody shall train for long in silence.
+        Warns if v₀ or ε keeps nearly all weights from moving, and if `skip_nonfinite` has skipped
+        most steps.
 
         Args:
-            var_list: the variables that the optimizer was built with, in that order: on TensorFlow
-                Keras hands out the averages by position.
+            var_list: a list of the variables that the optimizer was built with, in that order. On
+                TensorFlow, Keras assigns the averages by position.
 
         Raises:
-            ValueError: `var_list` is another list.
+            ValueError: with `use_ema`, `var_list` is another list.
         """
         if self.use_ema:
             known = [self._var_key(v) for v in self._trainable_variables]
@@ -587,8 +625,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
                 raise checks.reject("var_list", rule, var_list)
         super().finalize_variable_values(var_list)
         if self.use_ema and keras.config.backend() == "jax":
-            # Keras assigns the averages themselves: a weight and its average are then one buffer,
-            # which the next `fit` would donate twice.
+            # Keras makes a weight and its average one buffer, which the next `fit` would donate
+            # twice.
             for variable in var_list:
                 variable.assign(ops.copy(variable.value))
         if self.built and (warning := advice.silent_start(self)):
@@ -597,36 +635,36 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             self._warn_if_most_steps_were_skipped()
 
     def _warn_if_most_steps_were_skipped(self) -> None:
-        """Of those since the last look: a model that has diverged skips for ever."""
+        """Counts the steps since its last call: a model that has diverged skips every step."""
         counts = (self.skipped_steps, batches_made(self))
         known = self.__dict__.get("_known_counts", (0, 0))
         self.__dict__["_known_counts"] = counts
         skipped, made = (max(now - then, 0) for now, then in zip(counts, known, strict=True))
         if 2 * skipped > made:
             warnings.warn(
-                f"skip_nonfinite has left out {skipped} of {made} steps, because a "
-                "gradient was not finite: the model has probably diverged. Go back to earlier "
-                "weights, with a lower learning rate or `global_clipnorm`.",
+                f"skip_nonfinite skipped {skipped} of {made} steps, because a gradient was not "
+                "finite: the model has probably diverged. Go back to earlier weights, with a lower "
+                "learning rate or `global_clipnorm`.",
                 stacklevel=3,
             )
 
     # Files
 
     def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> dict[str, Any]:
-        """A SavedModel also keeps the arrays that slots share: the functions in it work on them."""
+        """Adds the arrays that slots share to a SavedModel, whose functions use them."""
         children = super()._trackable_children(save_type, **options)
         if save_type == "savedmodel":
             children |= {f"array_{i}": a for i, a in enumerate(self._engine.shared_arrays())}
         return children
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        """Sets all of `optimizer.variables`, or, with an error, none.
+        """Sets all of `optimizer.variables` or, with an error, none.
 
         Args:
-            weights: one array for each of `optimizer.variables`, of its shape.
+            weights: a list of arrays, one of its shape for each of `optimizer.variables`.
 
         Raises:
-            ValueError: the optimizer is not built, or the arrays are not of that number and shape.
+            ValueError: the optimizer is not built, or the number or a shape of the arrays is wrong.
         """
         if self.built:
             if len(weights) != len(self.variables):
@@ -638,21 +676,22 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         super().set_weights(weights)
 
     def save_own_variables(self, store: Any) -> None:
-        """Writes the state into `store`, as Keras asks when a model is saved.
+        """Writes the state into `store`. Keras calls it when a model is saved.
 
         Args:
-            store: maps names to arrays.
+            store: a mutable mapping from names to arrays.
         """
         state.save(self, store)
 
     def load_own_variables(self, store: Any) -> None:
-        """Takes the state from `store`, all of it or, with a warning or an error, nothing.
+        """Loads the state from `store`: all of it or, with a warning or an error, nothing.
 
         Args:
-            store: what `save_own_variables` of this class or of keras.optimizers.Adam has filled.
+            store: a mapping that `save_own_variables` of this class or of keras.optimizers.Adam
+                filled.
 
         Raises:
-            ValueError: an array has another shape than the variable that it is for.
+            ValueError: an array has an unknown name or the wrong shape.
         """
         state.load(self, store)
 
@@ -663,7 +702,7 @@ def _fields(optimizer: AdaptiveOptimizer) -> tuple[str, ...]:
 
 
 def _settled(name: str, value: Any) -> ValueError:
-    rule = "set before the optimizer is built: it decides on what is built"
+    rule = "set before the optimizer is built: `build` depends on it"
     return checks.reject(name, rule, value)
 
 
@@ -672,13 +711,13 @@ def _has_slots(variable: Any) -> bool:
 
 
 def _attribute(slot_name: str) -> str:
-    """As keras.optimizers.Adam calls its lists of slots, so that checkpoints move."""
+    """The name that keras.optimizers.Adam gives a list of slots: checkpoints can be exchanged."""
     plurals = {"momentum": "_momentums", "velocity": "_velocities"}
     return plurals.get(slot_name, f"_{slot_name}s")
 
 
 def _constant(value: float) -> Any:
-    """An initializer. keras.initializers.Constant would round to float32 for float64, too."""
+    """An initializer. keras.initializers.Constant would round float64 values to float32."""
 
     def initialize(shape: Sequence[int], dtype: Any = None) -> Tensor:
         is_float = "float" in keras.backend.standardize_dtype(dtype)

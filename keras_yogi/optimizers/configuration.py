@@ -1,4 +1,4 @@
-"""An optimizer's constructor and config, also of a subclass whose arguments have other names."""
+"""Constructor arguments and configs, also of a subclass that renames arguments."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ Optimizer = TypeVar("Optimizer", bound=keras.optimizers.Optimizer)
 
 
 def given_arguments(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a constructor is called with, by name, with its defaults."""
+    """The arguments of a constructor call by name, with defaults."""
     try:
         given = _signature(cls).bind_partial(*args, **kwargs)
-    except TypeError:  # which the constructor is about to raise, too
+    except TypeError:  # the constructor will raise it, too
         given = _signature(cls).bind_partial()
     given.apply_defaults()
     return MappingProxyType(given.arguments)
@@ -32,7 +32,7 @@ def parameters(cls: type) -> set[str]:
 def construct(
     cls: type[Optimizer], config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
 ) -> Optimizer:
-    """The optimizer that a config describes; arguments as in `AdaptiveOptimizer.from_config`."""
+    """Creates an optimizer from a config; arguments as in `AdaptiveOptimizer.from_config`."""
     config = {
         name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
         if isinstance(value, dict) and "class_name" in value
@@ -45,7 +45,7 @@ def construct(
     if any(p.kind is p.VAR_KEYWORD for p in _signature(cls).parameters.values()):
         taken |= KerasArguments.__annotations__.keys()
     optimizer = cls(**{name: config[name] for name in config.keys() & taken})
-    # What the constructor of a subclass calls otherwise, or does not take.
+    # Keys that the constructor of a subclass renames or does not take.
     for name in config.keys() - taken:
         if not hasattr(optimizer, name):
             raise checks.reject(name, f"an argument of {cls.__name__}", config[name])
@@ -54,6 +54,6 @@ def construct(
 
 
 def _signature(cls: type) -> inspect.Signature:
-    """Of the constructor, without `self`. inspect.signature(cls) may find `__new__`."""
+    """The constructor's signature without `self`. inspect.signature(cls) may find `__new__`."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     return signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -1,7 +1,7 @@
-"""How the state of an optimizer gets into Keras's files and out again.
+"""Saves an optimizer's state to Keras's files, and loads it.
 
-Variables are stored by number, as Keras's own Adam stores and reads them; residuals of half
-precision come after them, with a note of which model variables they belong to.
+Variables are stored by number, as Keras's own Adam stores them. Residuals of half precision follow,
+with a note of the model variables that they belong to.
 """
 
 import warnings
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from keras_yogi.optimizers.base import AdaptiveOptimizer
 
 Residuals = Mapping[int, tuple[str, Any]]
-"""By the model variable's index: its dtype in half precision, and the residual as it is stored."""
+"""Maps a model variable's index to its half-precision dtype and its residual as stored."""
 
 
 def save(optimizer: "AdaptiveOptimizer", store: Any) -> None:
-    """Writes the state; what Keras does not know comes last.
+    """Writes the state: Keras's variables first, then the residuals.
 
     Args:
-        optimizer: whose state.
-        store: maps names to arrays.
+        optimizer: the optimizer to save.
+        store: a mutable mapping from names to arrays.
     """
     variables, residuals = _numbered_variables(optimizer)
     for index, variable in enumerate([*variables, *(slot for _, slot in residuals.values())]):
@@ -40,14 +40,14 @@ def save(optimizer: "AdaptiveOptimizer", store: Any) -> None:
 
 
 def load(optimizer: "AdaptiveOptimizer", store: Any) -> None:
-    """Takes the state, all of it or, with a warning or an error, nothing.
+    """Loads the state: all of it or, with a warning or an error, nothing.
 
     Args:
-        optimizer: which is to have it.
-        store: what `save`, or keras.optimizers.Adam, has filled.
+        optimizer: the optimizer to load into.
+        store: a mapping that `save` or keras.optimizers.Adam filled.
 
     Raises:
-        ValueError: an array has another shape than the variable that it is for.
+        ValueError: an array has an unknown name or the wrong shape, or a residual does not fit.
     """
     name, trained = optimizer.name, optimizer.trained_variables if optimizer.built else []
     variables, residuals = _numbered_variables(optimizer)
@@ -64,7 +64,7 @@ def load(optimizer: "AdaptiveOptimizer", store: Any) -> None:
         if not trained:
             reason = "it has not been built yet: build or train it first"
         elif saved_kept != kept:
-            reason = f"it keeps {kept}, and the saved one {saved_kept}"
+            reason = f"it keeps {kept}, and the saved one keeps {saved_kept}"
         else:
             reason = f"it has {len(variables)} variables, and the saved one has {len(saved)}"
         warnings.warn(
@@ -82,8 +82,8 @@ def load(optimizer: "AdaptiveOptimizer", store: Any) -> None:
     half = half_precision.HALF
     if unknown := {i: d for i, d in dtypes.items() if i >= len(trained) or d not in half}:
         raise ValueError(
-            f"The residuals of '{name}' must be of its {len(trained)} variables, of float16 or "
-            f"bfloat16. Received: {unknown}"
+            f"The residuals of '{name}' must belong to its {len(trained)} variables, and be of "
+            f"float16 or bfloat16. Received: {unknown}"
         )
     checks.same_shapes([*variables, *(trained[i] for i in dtypes)], values)
     for variable, value in zip(variables, own, strict=True):
@@ -95,7 +95,7 @@ def load(optimizer: "AdaptiveOptimizer", store: Any) -> None:
 
 
 def _take_residuals(optimizer: "AdaptiveOptimizer", residuals: Residuals) -> None:
-    """Takes saved residuals, where the weights are loaded already if their dtype is another."""
+    """Loads residuals. Where the dtype has changed, the weights must be loaded already."""
     lost = []
     for index, (variable, own) in enumerate(_with_residuals(optimizer)):
         dtype, stored = residuals.get(index, (None, None))
@@ -107,7 +107,7 @@ def _take_residuals(optimizer: "AdaptiveOptimizer", residuals: Residuals) -> Non
                 lost.append(checks.path(variable))
             else:
                 own.assign(stored)
-        else:  # a model of half precision, loaded into one of another dtype
+        else:  # saved in half precision, loaded into another dtype
             value = ops.cast(variable, "float32")
             half = ops.cast(value, dtype)
             whole = half_precision.join(half, ops.convert_to_tensor(stored))
@@ -115,7 +115,7 @@ def _take_residuals(optimizer: "AdaptiveOptimizer", residuals: Residuals) -> Non
             half_precision.write(variable, own, ops.where(unchanged, whole, value))
     if lost:
         warnings.warn(
-            f"Optimizer '{optimizer.name}' has keep_residual=False: what was saved of the weights "
+            f"Optimizer '{optimizer.name}' has keep_residual=False: the saved part of the weights "
             f"beyond half precision is lost, for {len(lost)} variables from `{lost[0]}` on.",
             stacklevel=4,
         )
@@ -124,9 +124,7 @@ def _take_residuals(optimizer: "AdaptiveOptimizer", residuals: Residuals) -> Non
 def _numbered_variables(
     optimizer: "AdaptiveOptimizer",
 ) -> tuple[list[keras.Variable], Residuals]:
-    """What files keep by number: exactly what Keras's own Adam keeps, in its order; and the
-    residuals.
-    """
+    """The variables that Keras's own Adam would store, in its order; and the residuals."""
     residuals = {
         index: (keras.backend.standardize_dtype(variable.dtype), slot)
         for index, (variable, slot) in enumerate(_with_residuals(optimizer))
@@ -147,7 +145,7 @@ def _with_residuals(optimizer: "AdaptiveOptimizer") -> list[tuple[Any, Any]]:
 
 
 def _kept(optimizer: "AdaptiveOptimizer") -> str:
-    """What the state consists of: two of the same number and shapes need not mean the same."""
+    """The parts of the state: two states of the same number and shapes can differ in meaning."""
     kept = list(optimizer.rule.initial_values)
     kept += ["average"] if optimizer.use_ema else []
     kept += ["gradient_accumulator"] if optimizer.gradient_accumulation_steps else []
@@ -155,7 +153,8 @@ def _kept(optimizer: "AdaptiveOptimizer") -> str:
 
 
 def _attributes(store: Any) -> Any:
-    """Attributes of the HDF5 group behind a store. keras.optimizers.Adam compares the number of
-    names in the store, so that a note cannot be one of them; Keras has no public way to the group.
+    """The attributes of the HDF5 group behind a store, or None. A note cannot be an entry of the
+    store, because keras.optimizers.Adam compares the number of entries. Keras has no public access
+    to the group.
     """
     return getattr(getattr(store, "_h5_entry_group", None), "attrs", None)
