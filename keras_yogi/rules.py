@@ -32,7 +32,7 @@ class StepScalars(NamedTuple):
 
 
 class Rule(Protocol):
-    """What an engine needs of a rule: it is hashable and pure."""
+    """The interface of a rule that engines use: hashable and pure."""
 
     def __hash__(self) -> int:
         """Compiled updates are cached by rule."""

@@ -31,10 +31,10 @@ def warm_start(
     `model.history` do not change; after an error the optimizer does not, either.
 
     **Size of the steps.** With `bias_correction="both"`, the default of Adam and Yogi, v̂ is its
-    value without a warm start plus about ḡ² / ((1 − β₂) t). Steps are no longer than without (but
-    Yogi's can be where ḡ² is below `initial_accumulator_value`). Where ḡ is large they are shorter
-    at first: a warm-up of the learning rate for each weight, over about 1 / (1 − β₂) steps. Try a
-    larger learning rate than without.
+    value without a warm start plus about ḡ² / ((1 − β₂) t). So steps are no longer than without a
+    warm start, except Yogi's where ḡ² is below `initial_accumulator_value`. Where ḡ is large they
+    are shorter at first: a warm-up of the learning rate for each weight, over about 1 / (1 − β₂)
+    steps. Try a larger learning rate than without.
 
     `bias_correction="none"` is the start of the paper: v̂ = v and m̂ = m. Where ḡ is far below the
     gradients of later batches, a step is then up to 7 times the learning rate; 32 times with

@@ -1,4 +1,4 @@
-"""The reference implementation: updates one variable after another, on any backend."""
+"""The reference implementation, which updates one variable after another; and `Backend`."""
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -150,7 +150,7 @@ def update_rows(
 def new_rows(
     rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
 ) -> tuple[Tensor, list[Tensor]]:
-    """What `update_rows` writes: row indices, and the new rows of the table and each slot."""
+    """Computes the row indices and the new rows that `update_rows` writes to table and slots."""
     gradient, any_row = row_gradients.without_padding(gradient)
     old = [row_gradients.gather(each, gradient.indices) for each in (variable, *slots)]
     new = updated(rule, scalars, gradient.values, old)
@@ -205,7 +205,7 @@ class Engine:
 
 
 class Backend:
-    """What an optimizer needs of Keras's backend; this one has no fused engine."""
+    """The parts of an optimizer that depend on Keras's backend; here without a fused engine."""
 
     limits = Limits()
 
