@@ -130,14 +130,3 @@ def test_callbacks_that_change_the_learning_rate(case, callback, rates, compile_
             reference.apply([batch.mean(axis=0)[:, None]], rate)
     # The float32 mean of four numbers differs from the float64 one by a rounding or two.
     assert_agrees(model.optimizer, layer.weights, reference, 2 * TOLERANCE["float32"])
-
-
-@default_case
-def test_weight_decay_takes_a_callable_rate_with_all_its_digits(case):
-    """Keras would round 0.01, which is a number and no tensor, to float32."""
-    weights = np.array([0.5, -0.25])
-    (variable,) = variables_of([weights], "float64")
-    optimizer = case.optimizer_class(lambda: 0.01, weight_decay=0.125)
-    take_steps(optimizer, [variable], [[np.zeros(2)]])
-    # A gradient of zero, from a momentum of zero: the decay alone
-    np.testing.assert_allclose(variable.numpy(), weights * (1 - 0.01 * 0.125), rtol=1e-15)

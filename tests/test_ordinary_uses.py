@@ -484,6 +484,49 @@ def test_saved_model_of_a_model_that_was_trained(make, tmp_path):
     model.export(str(tmp_path / "exported"), verbose=False)
 
 
+@pytest.mark.filterwarnings("ignore")  # TensorFlow's own, of its interpreter
+@pytest.mark.parametrize("optimizer_class", [keras_yogi.Adam, keras_yogi.Yogi])
+def test_a_tflite_model_trains(optimizer_class, tmp_path):
+    """With a signature that trains and one that sets the initial state, which TFLite asks for."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+    optimizer = optimizer_class(0.05, fused=False)
+    optimizer.build(model.trainable_variables)
+    start = [(v, v.numpy()) for v in [*model.variables, *optimizer.variables]]
+
+    class Trainer(tf.Module):
+        def __init__(self):
+            self.model, self.optimizer = model, optimizer
+
+        @tf.function(input_signature=[tf.TensorSpec((8, 4), name="x")])
+        def train(self, x):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(self.model(x) - x[:, :1]))
+            variables = self.model.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, variables), variables)
+            return {"loss": loss}
+
+        @tf.function(input_signature=[])
+        def initialize(self):
+            for variable, value in start:
+                variable.assign(value)
+            return {"variables": tf.constant(len(start))}
+
+    trainer, folder = Trainer(), str(tmp_path / "model")
+    names = ["train", "initialize"]
+    signatures = {name: getattr(trainer, name).get_concrete_function() for name in names}
+    tf.saved_model.save(trainer, folder, signatures=signatures)
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=names)
+    converter.experimental_enable_resource_variables = True
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    interpreter.get_signature_runner("initialize")()
+    step = interpreter.get_signature_runner("train")
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    losses = [float(step(x=x)["loss"]) for _ in range(5)]
+    # TFLite's kernels round otherwise than TensorFlow's.
+    np.testing.assert_allclose(losses, [float(trainer.train(x)["loss"]) for _ in range(5)], 1e-4)
+    assert losses[-1] < losses[0]
+
+
 @every_optimizer
 def test_a_saved_model_trains_on(make, tmp_path):
     """The train step that it carries goes on from the state that was saved."""

@@ -132,10 +132,13 @@ class PackedGroup(Group):
                 update_rows(rule, scalars, dense.pop(index), variables[index], parts)
             else:
                 dense[index] = row_gradients.dense(gradient)
+        compiles = self._compile and is_compiled_here()
         present = sum(variables[index].shape.num_elements() for index in dense)
-        if 2 * present >= sum(self.sizes):
-            self._update_together(rule, scalars, dense, variables, slots)
-        else:  # too few to update whole arrays
+        # A compiled program locks the arrays. Without one, another thread could update variables
+        # that have no gradient here while whole arrays are read and written.
+        if len(dense) == len(variables) or (compiles and 2 * present >= sum(self.sizes)):
+            self._update_together(rule, scalars, dense, variables, slots, compiles)
+        else:
             for index, gradient in dense.items():
                 parts = self._parts(index, slots)
                 update_variable(rule, scalars, gradient, variables[index], parts)
@@ -151,6 +154,7 @@ class PackedGroup(Group):
         gradients: Mapping[int, tf.Tensor],
         variables: Mapping[int, tf.Variable],
         arrays: Sequence[tf.Variable],
+        compiles: bool,
     ) -> None:
         same = all(gradient.dtype == self.dtype for gradient in gradients.values())
         dtype = self.dtype if same else tf.as_dtype(compute_dtype(self.dtype))
@@ -164,7 +168,7 @@ class PackedGroup(Group):
         if len(gradients) < len(variables):
             repeats = [*self.sizes, self.padding]
             mask = tf.repeat([*(i in gradients for i in variables), False], repeats)
-        update = self._compiled if self._compile and is_compiled_here() else _uncompiled
+        update = self._compiled if compiles else _uncompiled
         flat = update(update_arrays, rule)(flat_gradient, flat_weights, mask, arrays, scalars)
         for (index, variable), part in zip(variables.items(), self._split(flat), strict=True):
             if index in gradients:

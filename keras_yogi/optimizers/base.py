@@ -549,16 +549,14 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             self._engine.step(self._rule, self._scalars(learning_rate), gradients)
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        """w ← w − w · `weight_decay` · η. Keras computes it in the variable's dtype, with a float32
-        learning rate. That is right for float32 only; the engine decays all other variables.
-        """
+        """w ← w − w · `weight_decay` · η. For half precision the engine computes it."""
         if self.weight_decay is None:
             return
-        others = [v for v in variables if keras.backend.standardize_dtype(v.dtype) != "float32"]
-        in_float32 = [v for v in variables if keras.backend.standardize_dtype(v.dtype) == "float32"]
-        if in_float32:
-            super()._apply_weight_decay(in_float32)
-        decayed = [v for v in others if self._use_weight_decay(v)]
+        half = [v for v in variables if half_precision.is_half(v.dtype)]
+        others = [v for v in variables if not half_precision.is_half(v.dtype)]
+        if others:
+            super()._apply_weight_decay(others)
+        decayed = [v for v in half if self._use_weight_decay(v)]
         if decayed:
             rule = DecayRule(self._rule, self.weight_decay)
             scalars = self._scalars(self.learning_rate)
