@@ -52,6 +52,11 @@ def slots_of(optimizer: Any) -> dict[str, list[Any]]:
     return {n: found for n, found in pairs if isinstance(found, list) and len(found) == count}
 
 
+def location(variable: Any) -> tuple[Any, int]:
+    """The array that holds a variable or a slot, and where in it its first element lies."""
+    return getattr(variable, "location", (variable, 0))
+
+
 def rule_of(optimizer: Any) -> AdaptiveRule | None:
     """The rule that an optimizer follows now; None if only norms can be computed."""
     if type(optimizer).update_step.__module__.split(".")[0] not in ("keras", "keras_yogi"):

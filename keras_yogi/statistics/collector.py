@@ -5,6 +5,7 @@ weight of each of equal stretches of a variable, because steps of one length wou
 columns of a matrix. The draws are always the same.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,15 +14,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_yogi import any_optimizer
-from keras_yogi.any_optimizer import number
+from keras_yogi.any_optimizer import location, number, progress, rule_of, skipped_steps, unwrapped
 from keras_yogi.statistics.figures import Sample, Terms, Totals, combine, figures, totals
 from keras_yogi.statistics.views import VariableView, views
 
 Progress = dict[str, tuple[Any, Any]]
 """Of each optimizer by name, the steps made and the learning rate of the last."""
-
-
+Pieces = list[tuple[VariableView, np.ndarray]]
+"""Variables of one kind, each with positions in it."""
 Precision = tuple[int, int, int]
 """How many weights are in a sample: a model of up to so many is its own; of a larger model; of
 every variable at least, even if that is exceeded."""
@@ -79,27 +79,28 @@ class StatisticsCollector:
         read: Callable[[Progress], list[Terms]] = self._read_sample
         if compiled and keras.config.backend() == "tensorflow":  # on JAX it would keep old values
             # A graph keeps hyperparameters, too.
-            key = (
-                *((any_optimizer.rule_of(each), each.weight_decay) for each in self._optimizers()),
-            )
+            key = tuple((rule_of(each), each.weight_decay) for each in self._optimizers())
             read = self._graphs[key] = self._graphs.get(key) or _graph(read, now)
         samples = [
-            Sample(_arrays(terms), np.concatenate([np.full(len(p), v.size / len(p)) for v, p in k]))
-            for terms, k in zip(read(now), self._sample.values(), strict=True)
+            Sample(_arrays(terms), multiplicity)
+            for terms, (_, multiplicity) in zip(read(now), self._sample, strict=True)
         ]
         return self._of_model(now, [*map(totals, samples)], samples)
 
     @cached_property
-    def _sample(self) -> dict[Any, list[tuple[VariableView, np.ndarray]]]:
-        """The views of each kind, with positions."""
-        kinds: dict[Any, list[tuple[VariableView, np.ndarray]]] = {}
-        for view in self.views.values():
+    def _sample(self) -> list[tuple[Pieces, np.ndarray]]:
+        """Of each kind the pieces, and how many weights each of theirs stands for."""
+        kinds: dict[Any, Pieces] = {}
+        # Neighbours share an array, if they share any.
+        array = {name: id(location(v.slots.get("velocity"))[0]) for name, v in self.views.items()}
+        for view in map(self.views.__getitem__, sorted(array, key=array.__getitem__)):
             chosen = positions(view.size, self._total, self._fast)
             kinds.setdefault(view.kind, []).append((view, chosen))
-        return kinds
+        counts = [[np.full(len(p), v.size / len(p)) for v, p in k] for k in kinds.values()]
+        return [*zip(kinds.values(), map(np.concatenate, counts), strict=True)]
 
     def _read_sample(self, now: Progress) -> list[Terms]:
-        return [_terms(pairs, now) for pairs in self._sample.values()]
+        return [_terms(pieces, now) for pieces, _ in self._sample]
 
     def statistics(self) -> Statistics:
         """The figures of the model and of every variable: medians and percentiles of large
@@ -132,10 +133,10 @@ class StatisticsCollector:
         return combine(parts), Sample(joined, np.full(len(chosen), view.size / len(chosen)))
 
     def _optimizers(self) -> list[Any]:
-        return [each for each in any_optimizer.unwrapped(self._optimizer) if each.built]
+        return [each for each in unwrapped(self._optimizer) if each.built]
 
     def _progress(self) -> Progress:
-        return {each.name: any_optimizer.progress(each) for each in self._optimizers()}
+        return {each.name: progress(each) for each in self._optimizers()}
 
     def _of_model(
         self, now: Progress, many: Sequence[Totals], samples: Sequence[Sample]
@@ -143,17 +144,21 @@ class StatisticsCollector:
         tags = {name: f"learning_rate_{name}" if len(now) > 1 else "learning_rate" for name in now}
         found = {tags[name]: number(rate) for name, (_, rate) in now.items()}
         found |= figures(combine(many), samples)
-        return {**found, "skipped_steps": float(any_optimizer.skipped_steps(self._optimizer))}
+        return {**found, "skipped_steps": float(skipped_steps(self._optimizer))}
 
 
-def _terms(pairs: Sequence[tuple[VariableView, np.ndarray]], now: Progress) -> Terms:
+def _terms(pieces: Pieces, now: Progress) -> Terms:
     """The terms of weights of variables of one kind, at some positions."""
-    first = pairs[0][0]
-    streams = {
-        name: ops.concatenate([ops.take(_flat(view.streams[name]), piece) for view, piece in pairs])
-        for name in first.streams
-    }
+    first = pieces[0][0]
+    streams = {name: ops.concatenate(_read(name, pieces)) for name in first.streams}
     return first.terms(streams, *now[first.optimizer.name])
+
+
+def _read(name: str, pieces: Pieces) -> list[Any]:
+    """Values of one stream. Of neighbours that share an array, it is read once."""
+    places = [(*location(view.streams[name]), piece) for view, piece in pieces]
+    groups = [[*group] for _, group in itertools.groupby(places, key=lambda place: id(place[0]))]
+    return [ops.take(_flat(g[0][0]), np.concatenate([i + p for _, i, p in g])) for g in groups]
 
 
 def _graph(function: Callable[..., Any], example: Any) -> Callable[..., Any]:
