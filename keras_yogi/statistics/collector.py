@@ -81,10 +81,8 @@ class StatisticsCollector:
             # A graph keeps hyperparameters, too.
             key = tuple((rule_of(each), each.weight_decay) for each in self._optimizers())
             read = self._graphs[key] = self._graphs.get(key) or _graph(read, now)
-        samples = [
-            Sample(_arrays(terms), multiplicity)
-            for terms, (_, multiplicity) in zip(read(now), self._sample, strict=True)
-        ]
+        pairs = zip(read(now), self._sample, strict=True)
+        samples = [Sample(_arrays(terms), multiplicity) for terms, (_, multiplicity) in pairs]
         return self._of_model(now, [*map(totals, samples)], samples)
 
     @cached_property
