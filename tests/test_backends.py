@@ -449,6 +449,8 @@ def test_torch_compile_takes_a_step_whole(option):
     """All variables, or some of them: Keras's warning of a None gradient cannot be traced."""
     import torch
 
+    torch.compiler.reset()  # it compiles a function for a few optimizers at most
+
     def run(compiled):
         optimizer = CASES["yogi"].optimizer(**OPTIONS[option])
         variables = [keras.Variable(np.full(3, i + 1.0), dtype="float32") for i in range(4)]
