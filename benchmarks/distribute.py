@@ -1,9 +1,10 @@
-"""What one optimizer update costs under tf.distribute, beside keras.optimizers.Adam.
+"""What an update, and a step of `fit`, cost under tf.distribute, beside keras.optimizers.Adam.
 
-Two replicas, on two logical CPUs. A step adds the replicas' gradients up and updates each replica's
-copies of the variables.
+Two replicas, on two logical CPUs. An update adds the replicas' gradients up and updates each
+replica's copies of the variables. `--fit` trains models, as `fit_step.py` does on one device.
 
     python benchmarks/distribute.py
+    python benchmarks/distribute.py --fit MobileNetV2 recommender
     python benchmarks/distribute.py --layouts "400 x 1k" --strategy central
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import _timing
+import fit_step
 import keras
 import numpy as np
 import tensorflow as tf
@@ -49,6 +51,9 @@ def main() -> None:
     parser = _timing.arguments(__doc__)
     layouts = ["400 x 1k", "EfficientNetB0"]
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=layouts)
+    parser.add_argument(
+        "--fit", nargs="+", choices=fit_step.MODELS, default=[], help="models, instead of layouts"
+    )
     parser.add_argument("--strategy", choices=STRATEGIES, default="mirrored")
     parser.add_argument("--rounds", type=int, default=30, help="timed calls of each contestant")
     options = parser.parse_args()
@@ -58,6 +63,15 @@ def main() -> None:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     # One for all: two MirroredStrategies in a process get into each other's all-reduce.
     strategy = STRATEGIES[options.strategy]()
+    on_two = f"on two replicas, {options.strategy}"
+    if options.fit:
+        steps_of_fit = {}
+        for model in options.fit:
+            steps_of_fit[model] = fit_step.measure(model, "plain", options.rounds, strategy)
+            _timing.report(f"{model} {on_two}", steps_of_fit[model], fit_step.COLUMNS)
+        name = f"distribute_{options.strategy}_fit"
+        _timing.write(options.output, name, steps_of_fit, "ms", "ms a step (log scale)")
+        return
     results = {}
     for layout in options.layouts:
         shapes = LAYOUTS[layout]()
@@ -69,7 +83,7 @@ def main() -> None:
             figures["first_call_s"] = first[name]
             figures["first call"] = first[name] / first[KERAS]
         _timing.report(
-            f"{layout}: {len(shapes)} variables on two replicas, {options.strategy}",
+            f"{layout}: {len(shapes)} variables {on_two}",
             results[layout],
             {
                 "ms": lambda r: f"{r['ms']:.2f}",

@@ -19,7 +19,7 @@ import _timing
 import keras
 import numpy as np
 import tensorflow as tf
-from update_cost import KERAS, LAYOUTS, SGD, Shapes, step_of, step_of_sgd
+from update_cost import KERAS, LAYOUTS, SGD, Shapes, random_variables, step_of, step_of_sgd
 
 import keras_yogi
 
@@ -28,21 +28,21 @@ Step = Callable[[], Any]
 
 def of_keras(make: Callable[[], keras.optimizers.Optimizer]) -> Callable[[Shapes], Step]:
     def step(shapes: Shapes) -> Step:
-        return step_of(make(), shapes, [tf.Variable(tf.random.normal(s)) for s in shapes], False)
+        return step_of(make(), shapes, random_variables(shapes, "float32"), "float32", False)
 
     return step
 
 
 def sgd(shapes: Shapes) -> Step:
-    return step_of_sgd(shapes, [tf.Variable(tf.random.normal(s)) for s in shapes])
+    return step_of_sgd(shapes, random_variables(shapes, "float32"), "float32")
 
 
 def tf_keras_adam(shapes: Shapes) -> Step:
     import tf_keras
 
     optimizer = tf_keras.optimizers.legacy.Adam()
-    variables = [tf.Variable(tf.random.normal(s)) for s in shapes]
-    gradients = [tf.Variable(tf.random.normal(s)) for s in shapes]
+    variables = random_variables(shapes, "float32")
+    gradients = random_variables(shapes, "float32")
     optimizer._create_all_weights(variables)
 
     @tf.function(autograph=False)

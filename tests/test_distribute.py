@@ -176,6 +176,20 @@ def test_clips_what_each_replica_has(results, optimizer, case):
         assert_same_trajectory(actual, sum_clipped, 0.01)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "yogi"])
+def test_a_sum_that_is_clipped_before_apply(results, optimizer):
+    """As docs/distributed.md does it: like one device that clips."""
+    actual = distributed(results[f"{optimizer}, sum clipped"])
+    options = CLIPPING["global_clipnorm"]
+    expected = one_device(optimizer, options, joint(replica_gradients()))
+    # a norm is a float32 sum of up to 39 squares, taken in another order
+    assert_same_trajectory(actual, expected, 1e-5)
+
+
+def test_several_steps_in_one_graph(results):
+    assert results["steps in one graph"] == results["steps one by one"]
+
+
 @pytest.mark.parametrize("option", ["plain", "ema", *CLIPPING])
 def test_equals_keras_adam_under_the_same_strategy(results, option):
     ours, theirs = results[f"ours, {option}"], results[f"keras, {option}"]
@@ -271,9 +285,17 @@ def test_fit_equals_one_device_on_the_joint_batch(results, name):
     assert actual["skipped_steps"] == (3 if name == "a NaN on one replica" else 0)
 
 
-@pytest.mark.parametrize("strategy", ["one device", "central"])
-def test_fit_under_other_strategies(results, strategy):
-    assert_same_fit(results[f"fit, yogi, {strategy}"], cases.fit_case(ONE_DEVICE, "yogi"))
+@pytest.mark.parametrize(
+    "case",
+    ["yogi, one device", "yogi, central", "jit_compile, central", "steps_per_execution, central"],
+)
+def test_fit_under_other_strategies(results, case):
+    assert_same_fit(results[f"fit, {case}"], cases.fit_case(ONE_DEVICE, "yogi"))
+
+
+def test_fit_refuses_xla_over_several_devices(results):
+    error = results.error("fit, jit_compile")
+    assert error.startswith("ValueError: `jit_compile` must be False under MirroredStrategy")
 
 
 @pytest.mark.parametrize("name", ["accumulation", "keras, accumulation"])

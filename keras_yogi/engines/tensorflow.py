@@ -153,12 +153,31 @@ class DistributedEngine(Engine):
                 "`apply` must be called on a replica, inside of `strategy.run`. "
                 "Received: a call in the cross-replica context"
             )
+        self._check_xla()
         # TensorFlow aborts the process if it has to sum slices without rows.
         gradients = {
             index: row_gradients.with_padding(g) if row_gradients.is_rows(g) else g
             for index, g in gradients.items()
         }
         self._merge(rule, scalars, context.all_reduce(tf.distribute.ReduceOp.SUM, gradients))
+
+    def _check_xla(self) -> None:
+        """Raises a ValueError where a program of XLA would need the variables of several devices:
+        TensorFlow compiles the steps of all replicas into one, unless all of them are GPUs.
+        """
+        distribute = tf.__internal__.distribute
+        if not tf.__internal__.get_enclosing_xla_context() or (
+            distribute.strategy_supports_no_merge_call()
+        ):
+            return
+        variables = (v for group in self.groups for v in group.variables.values())
+        devices = {copy.device for copy in self._copies(next(variables))}
+        if len(devices) > 1:
+            raise ValueError(
+                f"`jit_compile` must be False under {type(self._strategy).__name__} with replicas "
+                "on several devices, unless all of them are GPUs: XLA compiles for one device. "
+                f"Received: a step compiled by XLA for {len(devices)} devices"
+            )
 
     def step_without_gradients(self, rule: Rule, scalars: Scalars, indices: Iterable[int]) -> None:
         self._merge(rule, scalars, self.zeros(indices))

@@ -362,8 +362,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             stored.
 
         Raises:
-            AttributeError: the optimizer is not built.
+            ValueError: the optimizer is not built.
         """
+        if not self.built:
+            raise ValueError(
+                f"Slots need an optimizer that is built: call `{self.name}.build(variables)` or "
+                "train a step first. Received: an optimizer that is not built"
+            )
         return {name: getattr(self, _attribute(name)) for name in self._slot_names}
 
     def get_slot(self, variable: keras.Variable, name: str) -> Tensor:
@@ -413,13 +418,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         return None if residuals is None else residuals[self.index_of(variable)]
 
     def _slot(self, variable: keras.Variable, name: str) -> keras.Variable:
-        if not self.built:
-            raise ValueError(
-                f"Slots need an optimizer that is built: call `{self.name}.build(variables)` "
-                f"or train a step first. Received: name={name!r}"
-            )
-        checks.one_of("name", name, self.slots())
-        slot = self.slots()[name][self.index_of(variable)]
+        slots = self.slots()
+        checks.one_of("name", name, slots)
+        slot = slots[name][self.index_of(variable)]
         if slot is None:
             rule = f"one that has the slot {name!r}"
             raise checks.reject("variable", rule, variable)

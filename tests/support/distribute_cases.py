@@ -111,6 +111,50 @@ COMPILED_RULES: dict[str, StrategyCase] = {
     for name in OURS
 }
 
+
+class ClipsTheSum:
+    """An optimizer that is given the replicas' gradients as docs/distributed.md clips their sum."""
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+    def apply(self, gradients: list[Any], variables: list[Any]) -> None:
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce("SUM", [tf.convert_to_tensor(g) for g in gradients])
+        gradients, _ = tf.clip_by_global_norm(
+            gradients, CLIPPING["global_clipnorm"]["global_clipnorm"]
+        )
+        self._optimizer.apply([g / context.num_replicas_in_sync for g in gradients], variables)
+
+
+CLIPS_THE_SUM: dict[str, StrategyCase] = {
+    f"{name}, sum clipped": loop(name, "plain", prepare=ClipsTheSum) for name in ("adam", "yogi")
+}
+
+
+def steps_in_a_graph(strategy: Strategy, together: bool) -> list[Any]:
+    """The weights after some steps, in one graph or one by one."""
+    with strategy.scope():
+        variables = [keras.Variable(np.ones((4, 3))), keras.Variable(np.ones(3))]
+        optimizer = OPTIMIZERS["yogi"]()
+        optimizer.build(variables)
+
+    def on_replica() -> None:
+        optimizer.apply([tf.ones((4, 3)), tf.ones(3)], variables)
+
+    @tf.function
+    def steps(number: tf.Tensor) -> None:
+        for _ in tf.range(number):
+            strategy.run(on_replica)
+
+    for number in [6] if together else [1] * 6:
+        steps(tf.constant(number))
+    return [v.numpy().tolist() for v in variables]
+
+
 # name: the optimizer, arguments of `text_model`, arguments of `fit_texts`
 FITS: dict[str, tuple[Callable[[], Any], dict[str, Any], dict[str, Any]]] = {
     "adam": (OPTIMIZERS["adam"], {}, {}),
@@ -128,6 +172,8 @@ FITS: dict[str, tuple[Callable[[], Any], dict[str, Any], dict[str, Any]]] = {
         {"run_eagerly": True},
         {"epochs": 1},
     ),
+    "jit_compile": (OPTIMIZERS["yogi"], {"jit_compile": True}, {}),
+    "steps_per_execution": (OPTIMIZERS["yogi"], {"steps_per_execution": 2}, {}),
     "keras": (keras.optimizers.Adam, {}, {}),
     "keras, accumulation": (lambda: OPTIMIZERS["keras"](**OPTIONS["accumulation"]), {}, {}),
 }
@@ -264,13 +310,20 @@ def mirrored(folder: Path) -> None:
     strategy = documentation["strategy"]
     central = tf.distribute.experimental.CentralStorageStrategy(["CPU:0", "CPU:1"], "CPU:0")
     one = tf.distribute.OneDeviceStrategy("CPU:1")
+    not_mirrored = ("keras", "steps_per_execution")
     stored_centrally = {n: LOOPS[n] for n in ("adam, plain", "yogi, plain", "yogi, skip_nonfinite")}
     cases = {
         **under(strategy, {**LOOPS, **OTHER_MODES, **REFUSED, **BESIDE_KERAS}),
         **{f"{n}, central": c for n, c in under(central, stored_centrally).items()},
-        **{f"fit, {n}": partial(fit_case, strategy, n) for n in FITS if n != "keras"},
+        **under(strategy, CLIPS_THE_SUM),
+        **{f"fit, {n}": partial(fit_case, strategy, n) for n in FITS if n not in not_mirrored},
         "fit, yogi, one device": partial(fit_case, one, "yogi"),
-        "fit, yogi, central": partial(fit_case, central, "yogi"),
+        **{
+            f"fit, {n}, central": partial(fit_case, central, n)
+            for n in ("yogi", "jit_compile", "steps_per_execution")
+        },
+        "steps in one graph": partial(steps_in_a_graph, strategy, together=True),
+        "steps one by one": partial(steps_in_a_graph, strategy, together=False),
         "saving": partial(saving, strategy, folder),
         **under(strategy, COMPILED_RULES),
         "warm_start": partial(warm_start, strategy),
