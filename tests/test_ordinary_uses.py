@@ -554,6 +554,34 @@ def test_a_saved_model_trains_on(make, tmp_path):
 
 
 @every_optimizer
+def test_an_export_archive_trains_on(make, tmp_path):
+    """With a train step as one of its endpoints."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+    optimizer = make(0.0625)
+    optimizer.build(model.trainable_variables)
+
+    def train(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x)))
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    step = tf.function(train, autograph=False)
+    x = tf.ones((2, 4))
+    first = float(step(x))
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.track(optimizer)
+    archive.add_endpoint("train", step, input_signature=[tf.TensorSpec((None, 4))])
+    archive.write_out(str(tmp_path / "archive"), verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "archive"))
+    ours, theirs = ([float(f(x)) for _ in range(4)] for f in (step, loaded.train))
+    assert ours == theirs
+    assert len({first, *ours}) == 5  # it trains
+
+
+@every_optimizer
 def test_an_asynchronous_checkpoint_is_of_one_moment(make, tmp_path):
     """Steps that are made while it is written are not in it."""
     variables = ones((4,), (4,), (300, 200))
