@@ -13,6 +13,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -114,11 +115,14 @@ def on_torch(shapes: Shapes) -> tuple[dict[str, Step], dict[str, float]]:
     for name, make in OPTIMIZERS.items():
         add(name, update_of(make()))
     add("keras_yogi.Adam, fused=False", update_of(keras_yogi.Adam(fused=False)))
-    for how in ("foreach", "fused"):
+    for how, torch_adam in {
+        "foreach": functools.partial(torch.optim.Adam, foreach=True),
+        "fused": functools.partial(torch.optim.Adam, fused=True),
+    }.items():
         weights = [torch.nn.Parameter(value.clone()) for value in numbers(shapes)]
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
-        add(f"torch.optim.Adam({how}=True)", torch.optim.Adam(weights, **{how: True}).step)
+        add(f"torch.optim.Adam({how}=True)", torch_adam(weights).step)
     return steps, dict.fromkeys(steps, 0.0)
 
 

@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import _timing
 import keras
@@ -24,7 +24,7 @@ LIMIT = 0.25
 STEPS = 10  # in one measurement
 UPDATE = "keras.optimizers.Adam's update"
 ADDED = "added, as a share of it"
-Callback = keras.callbacks.TensorBoard
+Callback: TypeAlias = keras.callbacks.TensorBoard
 CALLBACKS: dict[str, Callable[[str], Callback]] = {
     "keras.callbacks.TensorBoard": lambda folder: Callback(folder, write_graph=False),
     'optimizer_freq="epoch"': lambda folder: yogi_callback(folder, optimizer_freq="epoch"),

@@ -81,7 +81,7 @@ def progress(optimizer: Any) -> tuple[Any, Any]:
 
 
 def skipped_steps(optimizer: Any) -> int:
-    """The steps that `skip_nonfinite` has left out."""
+    """The steps that `skip_nonfinite` has skipped."""
     return sum(int(getattr(each, "skipped_steps", 0)) for each in unwrapped(optimizer))
 
 

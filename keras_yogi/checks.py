@@ -57,7 +57,7 @@ def reject(name: str, rule: str, value: Any) -> ValueError:
 
 def shown(value: Any) -> str:
     """A value as text for a message: an array or a variable without its numbers."""
-    if hasattr(value, "assign"):
+    if hasattr(value, "assign") and hasattr(value, "shape"):
         return f"<variable {path(value)}>"
     if getattr(value, "shape", ()) != ():
         return f"<array of shape {tuple(value.shape)}>"
@@ -104,6 +104,12 @@ def fraction(name: str, value: Any) -> float:
 def boolean(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise reject(name, "True or False", value)
+    return value
+
+
+def auto_or_boolean(name: str, value: Any) -> Any:
+    if not (isinstance(value, bool) or value == "auto"):
+        raise reject(name, '"auto", True or False', value)
     return value
 
 
@@ -165,10 +171,10 @@ def keras_arguments(owner: type, arguments: Mapping[str, Any]) -> dict[str, Any]
             known = [*own, *KerasArguments.__annotations__]
             nearest = difflib.get_close_matches(name, known, n=1)
             nearest = [OTHER_NAMES[name]] if OTHER_NAMES.get(name) in known else nearest
-            hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+            hint = f"Did you mean `{nearest[0]}`? " if nearest else ""
             raise ValueError(
-                f"`{name}` must be an argument of {owner.__name__}, which takes: "
-                f"{', '.join(known)}.{hint} Received: {name}={value!r}"
+                f"`{name}` must be an argument of {owner.__name__}. {hint}"
+                f"Its arguments are: {', '.join(known)}. Received: {name}={shown(value)}"
             )
         checked[name] = KERAS_CHECKS[name](name, value)
     return checked

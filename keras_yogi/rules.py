@@ -23,12 +23,19 @@ Slots = tuple[Tensor, ...]
 
 
 class StepScalars(NamedTuple):
-    """Scalars of one step, the same for every weight, in the dtype of the computation."""
+    """Scalars of one step, the same for every weight, in the dtype of the computation.
 
-    learning_rate: Tensor  # η
-    step: Tensor  # t
-    correction_1: Tensor  # 1 − β₁ᵗ, or 1 where the momentum is not corrected
-    correction_2: Tensor  # 1 − β₂ᵗ, or 1 where the velocity is not corrected
+    Attributes:
+        learning_rate: η.
+        step: t = 1, 2, …
+        correction_1: 1 − β₁ᵗ, or 1 where the momentum is not corrected.
+        correction_2: 1 − β₂ᵗ, or 1 where the velocity is not corrected.
+    """
+
+    learning_rate: Tensor
+    step: Tensor
+    correction_1: Tensor
+    correction_2: Tensor
 
 
 class Rule(Protocol):
@@ -334,6 +341,6 @@ def proximal(w: Tensor, rate: Tensor, l1: float, l2: float) -> Tensor:
 
 
 def tanh(x: Tensor) -> Tensor:
-    """On JAX, keras.ops.tanh would turn float64 into float32."""
+    """The hyperbolic tangent in the dtype of x. On JAX, keras.ops.tanh makes float32 of float64."""
     minus_twice = ops.expm1(ops.abs(x) * -2.0)
     return ops.sign(x) * -minus_twice / (minus_twice + 2.0)

@@ -214,12 +214,15 @@ def _optimizer_of(model: keras.Model) -> AdaptiveOptimizer:
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     if not isinstance(optimizer, AdaptiveOptimizer):
-        rule = "compiled with a loss and with keras_yogi.Adam or keras_yogi.Yogi"
-        raise checks.reject("model", rule, optimizer)
-    if int(ops.convert_to_numpy(optimizer.iterations)) > 0:
-        rule = "not yet trained: a warm start would overwrite its velocities"
-        raise checks.reject(
-            "model", rule, f"{int(ops.convert_to_numpy(optimizer.iterations))} steps"
+        has = "no optimizer" if optimizer is None else f"the optimizer {type(optimizer).__name__}"
+        raise ValueError(
+            "`model` must be compiled with a loss and with keras_yogi.Adam or keras_yogi.Yogi. "
+            f"Received: a {type(model).__name__} with {has}"
+        )
+    if (steps := int(ops.convert_to_numpy(optimizer.iterations))) > 0:
+        raise ValueError(
+            "`model` must be untrained: a warm start would overwrite the velocities of its "
+            f"optimizer. Received: an optimizer that has made {steps} steps"
         )
     return optimizer
 

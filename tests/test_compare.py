@@ -22,6 +22,7 @@ from tensorboard.util import tensor_util
 EXAMPLES = ROOT / "examples"
 OPTIMIZERS = ["keras_yogi.Adam", "keras_yogi.Yogi", "keras.optimizers.Adam"]
 STEPS_OF_TWO_EPOCHS = {"diabetes": 24, "digits": 90}  # 353 and 1,437 rows in batches of 32
+DATASETS = ["diabetes", pytest.param("digits", marks=pytest.mark.slow)]
 
 
 def run_example(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
@@ -54,7 +55,7 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-@pytest.fixture(scope="module", params=STEPS_OF_TWO_EPOCHS)
+@pytest.fixture(scope="module", params=DATASETS)
 def job(request, tmp_path_factory):
     """A quick run from an arbitrary working directory, with the default log folder."""
     folder = tmp_path_factory.mktemp(request.param)

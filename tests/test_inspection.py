@@ -43,6 +43,7 @@ def on_two_replicas():
     print("the figures agree")
 
 
+@pytest.mark.slow
 def test_under_mirrored_strategy():
     done = run_python("-c", TWO_CPUS)
     assert "the figures agree" in done.stdout, done.stderr[-3000:]

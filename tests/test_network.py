@@ -1,5 +1,6 @@
 """Nothing is looked up or connected to: not at import, and not in training."""
 
+import pytest
 from support.processes import run_python
 
 CODE = """
@@ -28,11 +29,13 @@ def run(code):
     return run_python("-c", code)
 
 
+@pytest.mark.slow
 def test_import_and_training_open_no_connection():
     completed = run(CODE.replace("CONNECT", "False"))
     assert completed.returncode == 0, completed.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_the_guard_sees_a_connection():
     assert "RuntimeError: socket." in run(CODE.replace("CONNECT", "True")).stderr
 

@@ -26,8 +26,9 @@ from keras_yogi import any_optimizer
 from keras_yogi.callbacks import events as events_module
 
 
-@pytest.mark.parametrize("optimizer_class", [keras_yogi.Adam, keras_yogi.Yogi])
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("optimizer_class", "fused"), [(keras_yogi.Adam, False), (keras_yogi.Yogi, True)]
+)
 def test_tags_values_and_steps_of_epochs(optimizer_class, fused, tmp_path):
     model = lookup_model(optimizer_class(0.0625, fused=fused))
     fit_lookups(model, keras_yogi.TensorBoard(tmp_path, histogram_freq=1))
@@ -276,8 +277,9 @@ def test_faults_are_on_the_text_page(tmp_path):
 # Training
 
 
-@pytest.mark.parametrize("optimizer_class", [keras_yogi.Adam, keras_yogi.Yogi])
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("optimizer_class", "fused"), [(keras_yogi.Adam, False), (keras_yogi.Yogi, True)]
+)
 def test_training_is_bitwise_the_same(optimizer_class, fused, tmp_path):
     states = []
     for callback in (

@@ -198,6 +198,7 @@ MIRRORED = """
 """
 
 
+@pytest.mark.slow
 def test_mirrored_variables(tmp_path):
     """Two replicas and one end with the same slots, up to the order of a sum of gradients."""
     code = textwrap.dedent(MIRRORED).format(folder=str(tmp_path))

@@ -297,5 +297,5 @@ def test_what_cannot_be_started():
         np.testing.assert_array_equal(a, v.numpy())
     keras_yogi.warm_start(model, x, y)  # still usable
     model.train_on_batch(x, y)
-    with pytest.raises(ValueError, match="`model` must be not yet trained"):
+    with pytest.raises(ValueError, match="`model` must be untrained"):
         keras_yogi.warm_start(model, x, y)

@@ -279,6 +279,7 @@ assert model.optimizer.get_slot(layers[0].kernel, "velocity").numpy().max() > 0
 """
 
 
+@pytest.mark.slow
 def test_each_replica_keeps_its_own_statistics():
     process = run_python("-c", TWO_REPLICAS)
     assert process.returncode == 0, process.stderr[-2000:]

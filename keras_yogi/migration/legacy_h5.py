@@ -21,6 +21,7 @@ import keras
 _GONE = {"time_major": False, "groups": 1}
 
 SAVE_AGAIN = "Copy it again, or save it again as a whole with Keras 2: model.save('model.h5')"
+CONVERT = "Load it with Keras 2 and TensorFlow Addons, and save it again: model.save('model.h5')"
 PASS_CUSTOM_OBJECTS = "Pass what is not Keras 3's own in `custom_objects`, by its name in the file"
 
 
@@ -45,7 +46,7 @@ def opened(path: Path) -> Iterator[LegacyFile]:
     if not path.is_file():
         raise refusal(path, "it is not a regular file", SAVE_AGAIN)
     if zipfile.is_zipfile(path):
-        raise refusal(path, "it is a zip archive, such as a `.keras` file", SAVE_AGAIN)
+        raise refusal(path, "it is a zip archive, such as a `.keras` file", CONVERT)
     import h5py  # here, because `import keras` alone does not need it
 
     from keras_yogi.migration import plain_hdf5

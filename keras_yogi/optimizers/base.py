@@ -33,7 +33,7 @@ from keras_yogi.statistics import advice
 
 _OPTIONS = {
     "sparse_update": lambda name, value: checks.one_of(name, value, ("exact", "lazy")),
-    "fused": lambda name, value: value if value == "auto" else checks.boolean(name, value),
+    "fused": checks.auto_or_boolean,
     "skip_nonfinite": checks.boolean,
     "keep_residual": checks.boolean,
 }
@@ -55,9 +55,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     """Base class of `keras_yogi.Adam` and `keras_yogi.Yogi`: a Keras optimizer that follows a rule.
 
     `apply` checks the gradients, sums repeated rows and, with `skip_nonfinite`, skips a step that
-    is not finite. Keras scales and clips the gradients and decays the weights.
-    `_backend_update_step` hands rule, scalars and gradients to the engine. Its groups of variables
-    and slots call `rule.update`.
+    is not finite. Keras scales and clips the gradients and decays the weights. The engine then
+    updates weights and slots by `rule.update`.
 
     The fields of the rule are attributes of the optimizer: `optimizer.beta_1 = 0.5` replaces the
     rule. Graphs that were traced before keep the old rule, as with every Keras optimizer.

@@ -134,5 +134,5 @@ class Yogi(AdaptiveOptimizer):
         )
 
 
-# So that model.compile(optimizer="yogi") finds it.
-keras.saving.get_custom_objects()["yogi"] = Yogi
+# So that model.compile(optimizer="yogi") finds it; Keras knows its own as "adam" and as "Adam".
+keras.saving.get_custom_objects().update(yogi=Yogi, Yogi=Yogi)

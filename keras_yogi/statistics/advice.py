@@ -28,7 +28,7 @@ INITIAL_ROWS = 0.5
 UPDATE_RATIO = 0.1
 """Norm of the update over norm of the weights, of variables with two dimensions or more."""
 SKIPPED_SHARE = 0.01
-"""Share of the steps that `skip_nonfinite` has left out."""
+"""Share of the steps that `skip_nonfinite` has skipped."""
 
 
 def warnings(
@@ -107,7 +107,7 @@ def _of_variable(
     share = figures.get("initial_velocity_share", 0.0)
     if found.step >= MIN_STEPS and share and figures["held_back_share"] >= HELD_BACK_SHARE:
         yield (
-            f"v₀ dominates {_percent(share)} of `{name}`: its gradients are too small for it, and "
+            f"v₀ dominates {_percent(share)} of `{name}`: its gradients are far below √v₀, so "
             f"it hardly moves; try {_remedy(rule_of(view.optimizer))}"
         )
     elif (share := figures.get("epsilon_share", 0.0)) >= EPSILON_SHARE:

@@ -27,7 +27,7 @@ FIGURES = {
     "held_back_share": "share with either, and a last step of less than η / 20",
     "signal_to_noise_median": "median |m̂| / √v̂ of the weights that gradients have reached",
     "initial_rows": "rows of embeddings whose slots have their initial values",
-    "skipped_steps": "steps that `skip_nonfinite` has left out",
+    "skipped_steps": "steps that `skip_nonfinite` has skipped",
 }
 """All figures, in order, with their descriptions."""
 

@@ -22,7 +22,7 @@ _COLUMNS = {
 }
 _LEGEND = """
 ‖·‖: Euclidean norm; Δw: what the last step has added, weight decay included; lr: effective learning
-rate η / (√v̂ + ε). lr and the columns after it are of the weights that gradients have reached."""
+rate η / (√v̂ + ε). lr and the columns to its right: only of weights that gradients have reached."""
 
 
 class Report:

@@ -74,8 +74,8 @@ class VariableView(NamedTuple):
             return f"{name}: no effective learning rates: its rule has {lacks}"
         if self.is_lazy:
             return (
-                f'with sparse_update="lazy", rows of `{checks.path(self.variable)}` move only when '
-                "a batch names them: its update is left out, and so is that of the whole model"
+                f'with sparse_update="lazy", rows of `{checks.path(self.variable)}` move only if '
+                "a batch contains them: its update and the whole model's are not known"
             )
         return ""
 
