@@ -7,6 +7,7 @@ excluded, `_iterations` counts batches where `iterations` counts steps, and `_le
 number from a schedule, which is to be asked for the step before the present one.
 """
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -104,10 +105,19 @@ def hyperparameters(optimizer: Any) -> dict[str, Any]:
     several = unwrapped(optimizer)
     found: dict[str, Any] = {}
     for each in several:
-        arguments = {"optimizer": class_name(each), **each.get_config(), "name": None}
+        arguments = {"optimizer": class_name(each), **config(each), "name": None}
         prefix = f"{each.name}." if len(several) > 1 else ""
         found |= {prefix + n: plain(value) for n, value in arguments.items() if value is not None}
     return found
+
+
+def config(optimizer: Any) -> dict[str, Any]:
+    """An optimizer's config; what is known of it where a class has no `get_config`."""
+    try:
+        return optimizer.get_config()
+    except NotImplementedError:  # a user's schedule, for example
+        fields = dataclasses.asdict(optimizer.rule) if is_ours(optimizer) else {}
+        return {"learning_rate": type(optimizer._learning_rate).__name__, **fields}
 
 
 def class_name(optimizer: Any) -> str:

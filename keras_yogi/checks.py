@@ -236,6 +236,8 @@ def gradients(grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
 def _gradient(gradient: Any, variable: Any) -> Any:
     what, expected = f"The gradient of `{path(variable)}` must", tuple(variable.shape)
     gradient = row_gradients.checked(gradient, expected, what)
+    if isinstance(gradient, keras.Variable):  # which TensorFlow takes for a tensor
+        gradient = gradient.value
     if not row_gradients.is_rows(gradient) and not ops.is_tensor(gradient):
         gradient = ops.convert_to_tensor(gradient)
     dtype = keras.backend.standardize_dtype(gradient.dtype)

@@ -79,15 +79,15 @@ def join(variable: Tensor, stored: Tensor) -> Tensor:
     bits, stored = _int32(_bitcast(variable, "int16")), _int32(stored)
     if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
         # A residual that is out of date must not turn zero or infinity into NaN.
-        magnitude = ops.bitwise_and(bits, 0x7FFF)
+        magnitude = _and(bits, 0x7FFF)
         has_residual = ops.logical_and(magnitude > 0, magnitude < 0x7F80)
         low = ops.where(has_residual, stored, ops.zeros_like(stored))
-        return _bitcast(ops.left_shift(bits, 16) + low, "float32")
+        return _bitcast(_left(bits, 16) + low, "float32")
     # With a residual that is out of date the sum must still round to the variable. Below a power of
     # two digits are half as wide; ties round to even, and float32 keeps multiples of 8 parts.
-    is_power = ops.bitwise_and(bits, 1023) == 0
-    most = ops.where(ops.bitwise_and(bits, 1) == 0, 0x8000, 0x7FF8)
-    least = ops.where(is_power, -0x4000, -most)
+    is_power = _and(bits, 1023) == 0
+    most = ops.where(_and(bits, 1) == 0, _int32(0x8000), _int32(0x7FF8))
+    least = ops.where(is_power, _int32(-0x4000), -most)
     within = ops.where(stored < least, least, ops.where(stored > most, most, stored))
     magnitude = ops.cast(
         _in_parts(bits) + ops.where(_exponent(bits) > 1, within, stored), "float32"
@@ -110,8 +110,8 @@ def split(weights: Tensor, dtype: Any) -> tuple[Tensor, Tensor]:
         nan = ops.isnan(weights)
         bits = ops.where(nan, ops.full_like(_bits(weights), 0x7FC00000), _bits(weights))
         # Ties round up: to even, a residual could be 2¹⁵, which int16 cannot hold.
-        top = ops.right_shift(bits + 0x8000, 16)
-        low = bits - ops.left_shift(top, 16)
+        top = _right(bits + 0x8000, 16)
+        low = bits - _left(top, 16)
         return _bitcast(ops.cast(top, "int16"), "bfloat16"), ops.cast(low, "int16")
     variable = ops.cast(weights, "float16")
     bits = _int32(_bitcast(variable, "int16"))
@@ -153,7 +153,22 @@ def _bits(weights: Tensor) -> Tensor:
 
 
 def _int32(x: Tensor) -> Tensor:
-    return ops.cast(x, "int32")
+    return ops.cast(x, "int32") if ops.is_tensor(x) else ops.convert_to_tensor(x, "int32")
+
+
+# Keras may make floats of Python's whole numbers: JAX does if `floatx` is "bfloat16".
+
+
+def _and(bits: Tensor, mask: int) -> Tensor:
+    return ops.bitwise_and(bits, _int32(mask))
+
+
+def _left(bits: Tensor, places: int) -> Tensor:
+    return ops.left_shift(bits, _int32(places))
+
+
+def _right(bits: Tensor, places: int) -> Tensor:
+    return ops.right_shift(bits, _int32(places))
 
 
 # float16 from its bits. A part is 2⁻¹⁶ of a value's last binary digit.
@@ -161,13 +176,13 @@ def _int32(x: Tensor) -> Tensor:
 
 def _exponent(bits: Tensor) -> Tensor:
     """The exponent field: 0 below 2⁻¹⁴, 31 for infinity and NaN."""
-    return ops.bitwise_and(ops.right_shift(bits, 10), 31)
+    return _and(_right(bits, 10), 31)
 
 
 def _in_parts(bits: Tensor) -> Tensor:
     """A value's magnitude as a whole number of parts."""
-    digits = ops.bitwise_and(bits, 1023)
-    return ops.left_shift(ops.where(_exponent(bits) > 0, digits + 1024, digits), 16)
+    digits = _and(bits, 1023)
+    return _left(ops.where(_exponent(bits) > 0, digits + 1024, digits), 16)
 
 
 def _signed(x: Tensor, bits: Tensor) -> Tensor:
@@ -178,4 +193,4 @@ def _signed(x: Tensor, bits: Tensor) -> Tensor:
 def _part(bits: Tensor) -> Tensor:
     """The size of one part in float32: a power of two, made from its exponent field."""
     exponent = ops.where(_exponent(bits) > 1, _exponent(bits), ops.ones_like(bits))
-    return _bitcast(ops.left_shift(exponent + 86, 23), "float32")
+    return _bitcast(_left(exponent + 86, 23), "float32")

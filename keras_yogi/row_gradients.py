@@ -83,6 +83,12 @@ if keras.config.backend() == "tensorflow":
         indices = tf.maximum(tf.gather(indices, source), 0)
         return tf.IndexedSlices(values, indices, gradient.dense_shape), any_row
 
+    def without_negative_rows(gradient: Tensor) -> Tensor:
+        """The gradient without its padding, for a user's code. XLA ignores such rows itself."""
+        if not is_rows(gradient) or tf.__internal__.get_enclosing_xla_context():
+            return gradient
+        return without_padding(gradient)[0]
+
     def dense(gradient: Tensor) -> Tensor:
         """The gradient of the whole table, zero in all other rows."""
         if not is_rows(gradient):
@@ -152,6 +158,9 @@ else:
 
     def is_rows(gradient: Any) -> TypeGuard[Any]:
         return False
+
+    def without_negative_rows(gradient: Tensor) -> Tensor:
+        return gradient
 
     def values_of(gradient: Tensor) -> Tensor:
         return gradient

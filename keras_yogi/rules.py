@@ -311,7 +311,7 @@ def defined_figures(rule: type[AdaptiveRule]) -> frozenset[str]:
 @lru_cache
 def forgets(rule: AdaptiveRule) -> bool:
     """Whether a step without a gradient shrinks the second moment; found by a trial step."""
-    one, zero = ops.ones(()), ops.zeros(())
+    one, zero = ops.ones((), "float32"), ops.zeros((), "float32")
     slots = (one,) * len(rule.initial_values)
     _, (*_, rested) = rule.update(zero, zero, slots, rule.scalars(0.0, 1000, "float32"))
     return bool(ops.convert_to_numpy(rested < one))

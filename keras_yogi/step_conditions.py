@@ -34,10 +34,26 @@ if keras.config.backend() == "tensorflow":
         When a dataset of unknown size ends, the training step fails, because it gets no batch. In a
         graph, operations that do not need the batch would have run by then: weight decay, averages,
         the step count. They wait for the last layer's gradient, which backpropagation computes
-        first.
+        first: that of the last layer that the batch reaches.
         """
-        values = [row_gradients.values_of(g) for g in gradients if g is not None]
-        return tf.control_dependencies([] if tf.executing_eagerly() else values[-1:])
+        if tf.executing_eagerly():
+            return contextlib.nullcontext()
+        values = [row_gradients.values_of(g) for g in reversed(gradients) if g is not None]
+        return tf.control_dependencies([*filter(_needs_data, values), *values][:1])
+
+    def _needs_data(value: Tensor) -> bool:
+        """Whether a tensor of a graph is computed from more than variables and constants."""
+        operations, seen = [getattr(value, "op", None)], set()
+        while operations:
+            operation = operations.pop()
+            if operation is None or operation in seen:
+                continue
+            seen.add(operation)
+            gives = {output.dtype for output in operation.outputs} - {tf.resource, tf.variant}
+            if gives and operation.type.startswith(("Placeholder", "Iterator", "Optional")):
+                return True
+            operations += [each.op for each in operation.inputs]
+        return False
 
     def apply_if_finite(
         gradients: Gradients,

@@ -165,8 +165,8 @@ class _GradientSum(AdaptiveOptimizer):
         if not self.built:
             return found, batches
         for variable, slot in zip(self.trained_variables, self.slots()["sum"], strict=True):
-            if slot is None:  # Keras overwrites the variable with its gradient
-                continue
+            if slot is None or "float" not in keras.backend.standardize_dtype(variable.dtype):
+                continue  # Keras overwrites it with its gradient, or it is never trained
             total, count = (self.get_slot(variable, name) for name in ("sum", "count"))
             seen = int(ops.convert_to_numpy(ops.max(count, initial=0.0)))
             if not ops.all(ops.isfinite(total)):

@@ -29,6 +29,7 @@ ON_EVERY_BACKEND = sorted(
         "test_saving.py",
         "test_skip_nonfinite.py",
         "test_unusual_calls.py",
+        "test_unusual_models.py",
         "test_update.py",
         "test_warm_start.py",
         "test_wrong_rules.py",

@@ -221,7 +221,7 @@ def test_updates_of_lazy_tables_are_left_out_with_a_note():
     assert "update_norm" in report.variables["dense/kernel"]
     assert not {"update_norm", "update_to_weight_ratio"} & report.model.keys()
     (note,) = report.notes
-    assert "embeddings` move only when a batch names them" in note
+    assert "embeddings` move only if a batch contains them" in note
     expected, _ = by_hand(model.optimizer, model.trainable_variables[:1])
     known = {name: embed[name] for name in FIGURES if name in embed}
     assert known == pytest.approx({name: expected[0][name] for name in known}, rel=ROUNDING)

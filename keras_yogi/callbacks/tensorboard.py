@@ -68,7 +68,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self.optimizer_freq = _frequency(optimizer_freq)
         self.per_variable = checks.boolean("per_variable", per_variable)
         self._warned: set[str] = set()
-        self._finalizer: Callable[[], Any] = lambda: None
+        self._finalizer: Callable[[], Any] = _nothing
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Begins the run's session on the HParams page."""
@@ -147,3 +147,7 @@ def _frequency(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise checks.reject("optimizer_freq", '"epoch", "batch" or an integer >= 1', value)
     return int(value)
+
+
+def _nothing() -> None:
+    """Not a lambda, so that the callback can be pickled."""

@@ -58,11 +58,14 @@ class ArrayPart:
 
     def scatter_update(self, rows: tf.IndexedSlices) -> None:
         """Overwrites some rows; no index may repeat."""
+        if not self.shape.num_elements():  # rows without columns, which TensorFlow refuses
+            return
         indices = tf.expand_dims(rows.indices, -1)
         self.assign(tf.tensor_scatter_nd_update(self.value, indices, rows.values))
 
     def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
-        return tf.convert_to_tensor(self.value, dtype=dtype, name=name)
+        value = self.value if dtype is None else tf.cast(self.value, dtype)
+        return tf.convert_to_tensor(value, name=name)
 
 
 class PackedGroup(Group):
@@ -221,6 +224,10 @@ class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
     """One model variable's slot in a shared array, with the interface of a variable."""
 
     trainable = False
+    overwrite_with_gradient = False
+    aggregation = "none"
+    constraint = regularizer = None
+    __hash__ = object.__hash__
 
     def __init__(
         self, array: tf.Variable, start: int, shape: tf.TensorShape, name: str, path: str
@@ -258,6 +265,12 @@ class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return np.asarray(self.numpy(), dtype)
+
+    def __pos__(self) -> tf.Tensor:
+        return self.value
+
+    def __round__(self, digits: int | None = None) -> tf.Tensor:
+        return keras.ops.round(self.value, digits or 0)
 
     def __repr__(self) -> str:
         return f"<PackedSlot path={self.path}, shape={tuple(self.shape)}, dtype={self.dtype}>"
@@ -314,6 +327,7 @@ for _name in (
     *("__add__", "__sub__", "__mul__", "__truediv__", "__floordiv__", "__mod__", "__pow__"),
     *("__radd__", "__rsub__", "__rmul__", "__rtruediv__", "__rfloordiv__", "__rmod__", "__rpow__"),
     *("__matmul__", "__rmatmul__", "__neg__", "__abs__", "__getitem__", "__len__", "__iter__"),
-    *("__lt__", "__le__", "__gt__", "__ge__", "__float__", "__int__", "__bool__", "__index__"),
+    *("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"),
+    *("__float__", "__int__", "__bool__", "__index__"),
 ):
     setattr(PackedSlot, _name, _operator(_name))

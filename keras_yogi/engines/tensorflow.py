@@ -5,6 +5,7 @@ call, by the rule compiled with XLA. (TensorFlow's own ResourceApplyAdam is one 
 faster on large variables, but less accurate: in float32 it computes 1 − 0.999, off by 1.3e-5.)
 """
 
+import collections
 import contextlib
 import functools
 import threading
@@ -31,7 +32,9 @@ from keras_yogi.engines.packed import PackedGroup
 from keras_yogi.rules import Rule
 
 EAGER_GRAPHS = 16
-"""The most graphs of whole steps per eager loop: one for each set of gradients."""
+"""The most graphs of whole steps per rule in an eager loop: one for each set of gradients."""
+PATIENCE = 20
+"""How often a set of gradients, after the first that has a graph, must come to get one."""
 
 
 class CompiledGroup(Group):
@@ -236,12 +239,13 @@ class FusedEngine(TensorFlowEngine):
 
     def __init__(self, groups: Iterable[Group]) -> None:
         super().__init__(groups)
-        self._graphs = EagerGraphs()
+        # By the type of rule: weight decay of half precision is a rule of its own.
+        self._graphs = collections.defaultdict[type[Rule], EagerGraphs](EagerGraphs)
 
     def step(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]) -> None:
         step: Callable[..., None] = functools.partial(super().step, rule)
         if tf.executing_eagerly():
-            step = self._graphs.find(rule, gradients, step)
+            step = self._graphs[type(rule)].find(rule, gradients, step)
         step(scalars, dict(gradients))
 
 
@@ -249,29 +253,32 @@ class EagerGraphs:
     """Graphs of whole steps, for sets of gradients that repeat.
 
     Making a graph takes a hundred times as long as a step. So a loop gets none if its set of
-    gradients, or a hyperparameter, changes in every step.
+    gradients, or a hyperparameter, changes in every step; and only the first graph is made at once,
+    when its set comes for the second time.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # threads may share an optimizer
+        self._has_made_one = False
         self._rule: Rule | None = None
-        self._seen: set[frozenset[int]] = set()
+        self._seen: collections.Counter[frozenset[int]] = collections.Counter()
         self._graphs: dict[frozenset[int], Callable[..., None]] = {}
 
     def find(
         self, rule: Rule, gradients: Iterable[int], step: Callable[..., None]
     ) -> Callable[..., None]:
-        """A graph of `step`; `step` itself the first time, or if there are enough graphs."""
+        """A graph of `step`; `step` itself the first times, or if there are enough graphs."""
         key = frozenset(gradients)
         with self._lock:
             if rule != self._rule:
-                self._rule, self._seen, self._graphs = rule, set(), {}
-            if key not in self._graphs and key in self._seen and len(self._graphs) < EAGER_GRAPHS:
+                self._rule, self._seen, self._graphs = rule, collections.Counter(), {}
+            comes_again = self._seen[key] >= (PATIENCE if self._has_made_one else 1)
+            if key not in self._graphs and comes_again and len(self._graphs) < EAGER_GRAPHS:
                 # reduce_retracing: batches differ in their number of rows.
                 graph = tf.function(step, autograph=False, reduce_retracing=True)
-                self._graphs[key] = graph
-            if len(self._seen) < 64 * EAGER_GRAPHS:
-                self._seen.add(key)
+                self._graphs[key], self._has_made_one = graph, True
+            if key in self._seen or len(self._seen) < 64 * EAGER_GRAPHS:
+                self._seen[key] += 1
             return self._graphs.get(key, step)
 
 

@@ -16,6 +16,7 @@ same:
 """
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, Unpack
@@ -267,7 +268,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         return engines.backend.unsupported_reason()
 
     def _overrides_update_step(self) -> bool:
-        return type(self).update_step is not AdaptiveOptimizer.update_step
+        is_replaced = "update_step" in self.__dict__  # on this object alone
+        return is_replaced or type(self).update_step is not AdaptiveOptimizer.update_step
 
     def _initial_values(self, variable: Any) -> dict[str, float]:
         """The initial values of a variable's slots, by name."""
@@ -522,11 +524,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             return None
         kinds, index = self.__dict__["_gradient_kinds"], self.index_of(variable)
         kinds[index] = kinds.get(index, False) or row_gradients.is_rows(gradient)
-        if not row_gradients.is_rows(gradient):
+        if any(getattr(self, name) is not None for name in _OF_GRADIENTS):
             # Otherwise Keras would compute in half precision.
-            changes = any(getattr(self, name) is not None for name in _OF_GRADIENTS)
+            values = row_gradients.values_of(gradient)
             dtype = half_precision.compute_dtype(gradient.dtype)
-            return ops.cast(gradient, dtype) if changes else gradient
+            gradient = row_gradients.with_values(gradient, ops.cast(values, dtype))
+        if not row_gradients.is_rows(gradient):
+            return gradient
         if self.gradient_accumulation_steps or not _has_slots(variable):
             return row_gradients.dense(gradient)
         return row_gradients.coalesce(gradient)
@@ -542,6 +546,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """Updates the variables by gradients that Keras has scaled and clipped."""
         if self._overrides_update_step():
             # Keras sums the replicas' gradients and calls `update_step` for each variable.
+            grads = [row_gradients.without_negative_rows(g) for g in grads]
             super()._backend_update_step(grads, trainable_variables, learning_rate)
         else:
             indices = map(self.index_of, trainable_variables)
@@ -627,6 +632,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             # twice.
             for variable in var_list:
                 variable.assign(ops.copy(variable.value))
+        if sys.exc_info()[0] is not None:  # `fit` ends with an error, which is not to be hidden
+            return
         if self.built and (warning := advice.silent_start(self)):
             warnings.warn(warning, stacklevel=2)
         if self.built and self.skip_nonfinite:

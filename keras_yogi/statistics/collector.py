@@ -156,7 +156,13 @@ def _read(name: str, pieces: Pieces) -> list[Any]:
     """Values of one stream. Of neighbours that share an array, it is read once."""
     places = [(*location(view.streams[name]), piece) for view, piece in pieces]
     groups = [[*group] for _, group in itertools.groupby(places, key=lambda place: id(place[0]))]
-    return [ops.take(_flat(g[0][0]), np.concatenate([i + p for _, i, p in g])) for g in groups]
+    return [_take(g[0][0], np.concatenate([i + p for _, i, p in g])) for g in groups]
+
+
+def _take(array: Any, positions: Any) -> Any:
+    # With a dtype: Keras may make floats of NumPy's whole numbers. JAX has no int64 by default.
+    dtype = "int64" if positions.max() > np.iinfo("int32").max else "int32"
+    return ops.take(_flat(array), ops.convert_to_tensor(positions, dtype))
 
 
 def _graph(function: Callable[..., Any], example: Any) -> Callable[..., Any]:

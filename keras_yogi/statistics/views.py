@@ -97,6 +97,8 @@ def _views(optimizer: Any) -> Iterator[VariableView]:
         # Keras keeps no slot for a variable that it overwrites with its gradient.
         if not np.prod(variable.shape) or any(slot is None for slot in own.values()):
             continue
+        if "float" not in keras.backend.standardize_dtype(variable.dtype):  # it is never trained
+            continue
         # A table is what gradients of some rows have come for; before there are any, Keras's.
         takes_rows = optimizer.takes_rows(variable) if is_ours(optimizer) else None
         is_keras_table = checks.path(variable).split("/")[-1].split(":")[0] == "embeddings"
