@@ -269,6 +269,35 @@ def test_eager_steps_on_ever_other_sets_of_variables(make, graphs_made):
     assert len(graphs_made) - before <= FEW
 
 
+@every_optimizer
+def test_eager_steps_on_sets_of_variables_that_come_a_few_times(make, graphs_made):
+    """Progressive freezing, two steps a phase: a graph for the first set alone."""
+    variables = ones(*[(8, 8)] * 20)
+    optimizer = make(0.0625)
+    optimizer.build(variables)
+    gradients = [tf.ones(v.shape) for v in variables]
+    before = len(graphs_made)
+    for phase in range(20):
+        for _ in range(2):
+            optimizer.apply(gradients[phase:], variables[phase:])
+    assert len(graphs_made) - before <= FEW
+
+
+@every_optimizer
+def test_eager_steps_in_half_precision_with_weight_decay_get_graphs(make, graphs_made):
+    """Decay is a rule of its own: the two rules do not take each other's graphs away."""
+    variables = [keras.Variable(np.ones((300, 300)), dtype="bfloat16") for _ in range(2)]
+    optimizer = make(0.0625, weight_decay=0.125)
+    optimizer.build(variables)
+    gradients = [tf.ones(v.shape, "bfloat16") for v in variables]
+    for _ in range(3):
+        optimizer.apply(gradients, variables)
+    before = len(graphs_made)
+    for _ in range(10):
+        optimizer.apply(gradients, variables)
+    assert len(graphs_made) == before
+
+
 @pytest.mark.parametrize("name", ["beta_1", "beta_2", "epsilon", "learning_rate"])
 @every_optimizer
 def test_eager_steps_with_a_hyperparameter_that_changes_every_time(make, name, graphs_made):
