@@ -105,13 +105,13 @@ def hyperparameters(optimizer: Any) -> dict[str, Any]:
     several = unwrapped(optimizer)
     found: dict[str, Any] = {}
     for each in several:
-        arguments = {"optimizer": class_name(each), **config(each), "name": None}
+        named = {"optimizer": class_name(each), **arguments(each), "name": None}
         prefix = f"{each.name}." if len(several) > 1 else ""
-        found |= {prefix + n: plain(value) for n, value in arguments.items() if value is not None}
+        found |= {prefix + n: plain(value) for n, value in named.items() if value is not None}
     return found
 
 
-def config(optimizer: Any) -> dict[str, Any]:
+def arguments(optimizer: Any) -> dict[str, Any]:
     """An optimizer's config; what is known of it where a class has no `get_config`."""
     try:
         return optimizer.get_config()

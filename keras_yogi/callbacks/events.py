@@ -24,8 +24,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 import keras_yogi
-from keras_yogi import any_optimizer
-from keras_yogi.any_optimizer import class_name, hyperparameters, plain, unwrapped
+from keras_yogi.any_optimizer import arguments, class_name, hyperparameters, plain, unwrapped
 from keras_yogi.rules import AdamRule, YogiRule
 from keras_yogi.statistics.figures import FIGURES, Sample
 
@@ -164,7 +163,7 @@ def config(optimizer: Any, notes: Iterable[str]) -> Any:
     several = unwrapped(optimizer)
     page = [f"Inside a {class_name(optimizer)}."] if optimizer not in several else []
     for each in several:
-        rows = {name: f"`{plain(value)!r}`" for name, value in any_optimizer.config(each).items()}
+        rows = {name: f"`{plain(value)!r}`" for name, value in arguments(each).items()}
         engine = getattr(each, "engine", "Keras's own")
         page += [f"## {class_name(each)}", _table({**rows, "engine": engine})]
     environment = {

@@ -3,7 +3,6 @@
 import numbers
 import warnings
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -26,8 +25,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
     - the page "HParams", and on the page "Text" the optimizer's config and the warnings of
       `keras_yogi.diagnose`.
 
-    docs/tensorboard.md defines every tag. Of optimizers other than ours and Keras's Adam and AdamW
-    there are norms alone; a warning says once what is left out.
+    docs/tensorboard.md defines every tag. A warning says once which figures an optimizer lacks.
 
     Args:
         log_dir: folder of the run. Defaults to "logs".
@@ -68,7 +66,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self.optimizer_freq = _frequency(optimizer_freq)
         self.per_variable = checks.boolean("per_variable", per_variable)
         self._warned: set[str] = set()
-        self._finalizer: Callable[[], Any] = _nothing
+        self._finalizer: Any = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Begins the run's session on the HParams page."""
@@ -77,7 +75,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
         super().on_train_begin(logs)
         self._collector: StatisticsCollector | None = None
         self._batches = self._last_batch = -1
-        self._finalizer()  # of an earlier training that was interrupted
+        if self._finalizer:  # of an earlier training that was interrupted
+            self._finalizer()
         self._pages, self._events = events, events.EventFile(self.log_dir)
         # If training is interrupted, the file is closed on the next `fit` or at garbage collection.
         self._finalizer = weakref.finalize(self, self._events.close)
@@ -147,7 +146,3 @@ def _frequency(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise checks.reject("optimizer_freq", '"epoch", "batch" or an integer >= 1', value)
     return int(value)
-
-
-def _nothing() -> None:
-    """Not a lambda, so that the callback can be pickled."""

@@ -55,13 +55,10 @@ class Statistics(NamedTuple):
 
 
 class StatisticsCollector:
-    """Collects the statistics of one optimizer, again and again.
+    """Collects the statistics of one Keras optimizer that is built, again and again.
 
-    Args:
-        optimizer: any Keras optimizer that is built.
-        fast: the size of the sample of an estimate. Defaults to FAST.
-        full: the size of the sample of full statistics. Defaults to FULL.
-        chunk: how many weights are processed at once. Defaults to CHUNK.
+    An estimate has a sample of size `fast`, full statistics one of size `full`. `chunk` weights are
+    processed at once.
     """
 
     def __init__(
@@ -156,13 +153,12 @@ def _read(name: str, pieces: Pieces) -> list[Any]:
     """Values of one stream. Of neighbours that share an array, it is read once."""
     places = [(*location(view.streams[name]), piece) for view, piece in pieces]
     groups = [[*group] for _, group in itertools.groupby(places, key=lambda place: id(place[0]))]
-    return [_take(g[0][0], np.concatenate([i + p for _, i, p in g])) for g in groups]
+    return [ops.take(_flat(g[0][0]), _indices([i + p for _, i, p in g])) for g in groups]
 
 
-def _take(array: Any, positions: Any) -> Any:
-    # With a dtype: Keras may make floats of NumPy's whole numbers. JAX has no int64 by default.
-    dtype = "int64" if positions.max() > np.iinfo("int32").max else "int32"
-    return ops.take(_flat(array), ops.convert_to_tensor(positions, dtype))
+def _indices(parts: Sequence[Any]) -> Any:
+    indices = np.concatenate(parts)  # of which Keras may make floats; JAX has no int64 by default
+    return ops.convert_to_tensor(indices, "int32" if indices.max() < 2**31 else "int64")
 
 
 def _graph(function: Callable[..., Any], example: Any) -> Callable[..., Any]:
@@ -173,8 +169,7 @@ def _graph(function: Callable[..., Any], example: Any) -> Callable[..., Any]:
 
 
 def _flat(variable: Any) -> Any:
-    # Reshaped before anything else. To gather from a TensorFlow variable itself makes TensorFlow
-    # copy the whole variable at every later read.
+    # To gather from a TensorFlow variable itself would make TensorFlow copy it at later reads.
     return ops.reshape(ops.convert_to_tensor(variable), [-1])
 
 

@@ -95,9 +95,8 @@ def _views(optimizer: Any) -> Iterator[VariableView]:
     for index, variable in enumerate(trained_variables(optimizer)):
         own = {name: of_all[index] for name, of_all in slots.items()}
         # Keras keeps no slot for a variable that it overwrites with its gradient.
-        if not np.prod(variable.shape) or any(slot is None for slot in own.values()):
-            continue
-        if "float" not in keras.backend.standardize_dtype(variable.dtype):  # it is never trained
+        is_trained = "float" in keras.backend.standardize_dtype(variable.dtype)
+        if not (is_trained and np.prod(variable.shape)) or any(x is None for x in own.values()):
             continue
         # A table is what gradients of some rows have come for; before there are any, Keras's.
         takes_rows = optimizer.takes_rows(variable) if is_ours(optimizer) else None
