@@ -83,6 +83,7 @@ def test_tensorboard_gets_what_the_optimizer_does(job):
         assert "_hparams_/session_start_info" in tags(folder, "hparams")
 
 
+@pytest.mark.slow
 def test_no_noise_of_tensorflow_and_what_is_printed_last(job, tmp_path):
     """Neither from C++, before any setting is read; in a shell that sets nothing."""
     variables = environment()

@@ -53,6 +53,7 @@ def folder(tmp_path_factory):
 @tensorflow_only
 @ways
 @trainings
+@pytest.mark.slow
 def test_training_goes_on_in_a_new_process_bit_for_bit(folder, training, way):
     here = jobs.load_state(folder / training / "here.npz")
     assert_unchanged(here, jobs.load_state(folder / training / f"{way}.npz"))

@@ -31,6 +31,8 @@ from support.processes import run_python
 from support.reference import KerasReference, reference_trajectory
 from support.training import trajectory
 
+pytestmark = pytest.mark.slow
+
 # The replicas' gradients add up without rounding, and the update is the same sequence of float32
 # operations: the trajectories are equal to the last bit where the machine's scalar and vector
 # instructions round alike.
