@@ -10,7 +10,6 @@ import pytest
 from support.tfa_files import GOLDEN, golden_copy
 
 from keras_yogi import load_tfa
-from keras_yogi.migration import plain_hdf5
 
 SLOT = "optimizer_weights/Yogi/out/kernel/v:0"
 WEIGHT = "model_weights/out/out/kernel:0"
@@ -180,19 +179,20 @@ def test_a_slot_of_another_shape_is_not_read(tmp_path, monkeypatch):
     assert not [name for name in read if "optimizer_weights" in name]
 
 
-def test_too_many_objects(tmp_path, monkeypatch):
-    monkeypatch.setattr(plain_hdf5, "MAX_OBJECTS", 30)
-    refused(tmp_path, None, "it holds more than 30 objects")
+def test_too_many_objects(tmp_path):
+    def change(file):
+        for number in range(100_001):
+            h5py.h5g.create(file["model_weights"].id, str(number).encode())
+
+    refused(tmp_path, change, "it holds more than 100,000 objects")
 
 
 @pytest.mark.parametrize("attribute", ["model_config", "training_config"])
-def test_a_text_that_is_too_long(attribute, tmp_path, monkeypatch):
-    monkeypatch.setattr(plain_hdf5, "MAX_TEXT", 5000)
-
+def test_a_text_that_is_too_long(attribute, tmp_path):
     def change(file):
-        file.attrs[attribute] = json.dumps({"x": "y" * 5000})
+        file.attrs[attribute] = json.dumps({"x": "y" * 8 * 2**20})
 
-    refused(tmp_path, change, f"`{attribute}` has more than 5,000 characters")
+    refused(tmp_path, change, f"`{attribute}` has more than 8,388,608 characters")
 
 
 @pytest.mark.parametrize("depth", [101, 900, 100_000])
