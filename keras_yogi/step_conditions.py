@@ -39,7 +39,9 @@ if keras.config.backend() == "tensorflow":
         if tf.executing_eagerly():
             return contextlib.nullcontext()
         values = [row_gradients.values_of(g) for g in reversed(gradients) if g is not None]
-        return tf.control_dependencies([*filter(_needs_data, values), *values][:1])
+        if not values:
+            return contextlib.nullcontext()
+        return tf.control_dependencies([next(filter(_needs_data, values), values[0])])
 
     def _needs_data(value: Tensor) -> bool:
         """Whether a tensor of a graph is computed from more than variables and constants."""
