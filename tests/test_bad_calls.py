@@ -256,14 +256,6 @@ BAD_SETTINGS = {
     "set_slot, unknown variable": Bad(
         lambda o, v: o.set_slot(keras.Variable(1.0), "velocity", 1.0), "`variable` must be one of"
     ),
-    "exclude_from_weight_decay, names": Bad(
-        lambda o, v: o.exclude_from_weight_decay(var_names=["bias"]),
-        "`exclude_from_weight_decay.* before the optimizer is built",
-    ),
-    "exclude_from_weight_decay, list": Bad(
-        lambda o, v: o.exclude_from_weight_decay(var_list=[v[0]]),
-        "`exclude_from_weight_decay.* before the optimizer is built",
-    ),
     "config with an unknown key": Bad(
         lambda o, v: type(o).from_config({**o.get_config(), "beta_3": 0.5}), "`beta_3` must be"
     ),

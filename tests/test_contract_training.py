@@ -50,13 +50,17 @@ def test_keras_arguments_in_xla(case, options):
     assert_agrees_at_every_step(case, options, XLA, "float32")
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
     ("mode", "by"), [("eager", {"var_list": [1]}), (COMPILED, {"var_names": ["w1"]})], ids=str
 )
 @plain_case
-def test_exclude_from_weight_decay(case, mode, by):
+def test_exclude_from_weight_decay(case, mode, by, when):
+    """Before `build`, as Keras's documentation wants it, and after it, as Keras lets it be."""
     weights, gradients = initial_weights(), hard_gradients()
     optimizer, variables = case.optimizer(weight_decay=0.25), variables_of(weights, "float64")
+    if when == "after":
+        optimizer.build(variables)
     optimizer.exclude_from_weight_decay(
         **{k: [variables[i] if k == "var_list" else i for i in v] for k, v in by.items()}
     )

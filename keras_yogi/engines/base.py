@@ -1,6 +1,7 @@
 """The reference implementation, which updates one variable after another; and `Backend`."""
 
 import contextlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,10 +65,22 @@ class Group:
         self.slots: Any = dict(slots)
         self.lazy_rows = lazy_rows
 
+    def part(
+        self, indices: Iterable[int]
+    ) -> tuple[Mapping[int, Any], Mapping[int, Sequence[Any]], bool]:
+        """The arguments that make a group of some of the variables."""
+        indices = list(indices)
+        variables = {index: self.variables[index] for index in indices}
+        return variables, {index: self.slots[index] for index in indices}, self.lazy_rows
+
     @property
     def shared_arrays(self) -> Sequence[Any]:
         """Variables that hold the slots of several model variables."""
         return ()
+
+    def storage(self, index: int) -> Sequence[Any]:
+        """A variable and its slots: what a step reads and writes."""
+        return (self.variables[index], *self.slots[index])
 
     def step(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
         """Takes one step for the variables that have a gradient.
@@ -77,23 +90,33 @@ class Group:
             scalars: the scalars of this step.
             gradients: by index; dense, or row gradients from `row_gradients.coalesce`.
         """
-        self.update(rule, scalars, gradients, self.variables, self.slots)
-
-    def update(
-        self,
-        rule: Rule,
-        scalars: Scalars,
-        gradients: Mapping[int, Tensor],
-        variables: Mapping[int, Any],
-        slots: Any,
-    ) -> None:
-        """Like `step`, with the given storage: under tf.distribute, that of one replica."""
+        whole = dict(gradients)
         for index, gradient in gradients.items():
-            if row_gradients.is_rows(gradient) and self.lazy_rows:
-                update_rows(rule, scalars, gradient, variables[index], slots[index])
-            else:
-                gradient = row_gradients.dense(gradient)
-                update_variable(rule, scalars, gradient, variables[index], slots[index])
+            if self.lazy_rows and row_gradients.is_rows(gradient):
+                update_rows(rule, scalars, whole.pop(index), self.storage(index))
+        if whole:
+            self.update(rule, scalars, whole)
+
+    def update(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
+        """Updates whole variables: rows without a gradient have a gradient of zero."""
+        for index, gradient in gradients.items():
+            update_variable(rule, scalars, row_gradients.dense(gradient), self.storage(index))
+
+
+def chunks(variables: Mapping[int, Any], size: float) -> list[list[int]]:
+    """Indices of the backend's own variables, in lists of one dtype and device. A list of several
+    variables has at most `size` elements.
+    """
+    by_kind: dict[Any, list[list[int]]] = {}
+    filled: dict[Any, int] = {}
+    for index, variable in variables.items():
+        kind, elements = (variable.dtype, variable.device), math.prod(variable.shape)
+        if kind not in by_kind or filled[kind] + elements > size:
+            by_kind.setdefault(kind, []).append([])
+            filled[kind] = 0
+        by_kind[kind][-1].append(index)
+        filled[kind] += elements
+    return [indices for of_kind in by_kind.values() for indices in of_kind]
 
 
 def updated(
@@ -128,35 +151,34 @@ def moved(
     return rule.update(gradient, weights, tuple(slots), scalars[dtype])
 
 
-def update_variable(
-    rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
-) -> None:
+def update_variable(rule: Rule, scalars: Scalars, gradient: Tensor, storage: Sequence[Any]) -> None:
     """Updates a variable and its slots with a dense gradient."""
-    storages = (variable, *slots)
-    old = [ops.convert_to_tensor(storage) for storage in storages]
-    for storage, value in zip(storages, updated(rule, scalars, gradient, old), strict=True):
-        storage.assign(value)
+    old = [ops.convert_to_tensor(each) for each in storage]
+    for each, value in zip(storage, updated(rule, scalars, gradient, old), strict=True):
+        each.assign(value)
 
 
-def update_rows(
-    rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
-) -> None:
+def update_rows(rule: Rule, scalars: Scalars, gradient: Tensor, storage: Sequence[Any]) -> None:
     """Updates those rows of a table and its slots that have a gradient."""
-    indices, rows = new_rows(rule, scalars, gradient, variable, slots)
-    for storage, values in zip((variable, *slots), rows, strict=True):
-        row_gradients.scatter(storage, values, indices)
+    write_rows(storage, *new_rows(rule, scalars, gradient, storage))
 
 
 def new_rows(
-    rule: Rule, scalars: Scalars, gradient: Tensor, variable: Any, slots: Sequence[Any]
+    rule: Rule, scalars: Scalars, gradient: Tensor, storage: Sequence[Any]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Computes the row indices and the new rows that `update_rows` writes to table and slots."""
+    """The indices of the rows that have a gradient, and their new values in table and slots."""
     gradient, any_row = row_gradients.without_padding(gradient)
-    old = [row_gradients.gather(each, gradient.indices) for each in (variable, *slots)]
+    old = [row_gradients.gather(each, gradient.indices) for each in storage]
     new = updated(rule, scalars, gradient.values, old)
     if any_row is not None:
         new = [ops.where(any_row, x, before) for x, before in zip(new, old, strict=True)]
     return gradient.indices, new
+
+
+def write_rows(storage: Sequence[Any], indices: Tensor, rows: Sequence[Tensor]) -> None:
+    """Overwrites rows of a table and its slots."""
+    for each, values in zip(storage, rows, strict=True):
+        row_gradients.scatter(each, values, indices)
 
 
 class Engine:
@@ -232,6 +254,7 @@ class Backend:
         self,
         variables: Mapping[int, Any],
         initial_values: Mapping[int, Mapping[str, float]],
+        lazy_rows: bool,
         limits: Limits,
     ) -> Mapping[int, Any]:
         """The group of each small variable whose slots share arrays from the start, by index.
@@ -240,6 +263,7 @@ class Backend:
             variables: the model variables, by index.
             initial_values: the initial values of each variable's slots, by name; equal for
                 variables of one dtype.
+            lazy_rows: leave rows without a gradient alone.
             limits: sizes.
         """
         return {}

@@ -14,6 +14,7 @@ its part of the result. For everything else (files, checkpoints, `get_slot`) a `
 like the Keras variable that it replaces.
 """
 
+import functools
 import itertools
 import operator
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_yogi import row_gradients
-from keras_yogi.engines.base import Group, Limits, Scalars, update_rows, update_variable, updated
+from keras_yogi.engines.base import Group, Limits, Scalars, updated
 from keras_yogi.engines.compiled import Compiler, is_compiled_here
 from keras_yogi.half_precision import compute_dtype, is_half, slot_dtype
 from keras_yogi.rules import Rule
@@ -78,6 +79,7 @@ class PackedGroup(Group):
         self,
         variables: Mapping[int, Any],
         initial_values: Mapping[str, float],
+        lazy_rows: bool,
         limits: Limits,
         compiled: Compiler,
     ) -> None:
@@ -85,7 +87,7 @@ class PackedGroup(Group):
         self.dtype = next(iter(variables.values())).dtype
         # Full rows first, so that they stay aligned.
         order = sorted(variables, key=lambda i: -self._row_length(variables[i].shape))
-        super().__init__({index: variables[index] for index in order}, {}, lazy_rows=False)
+        super().__init__({index: variables[index] for index in order}, {}, lazy_rows)
         self.shapes = [variables[index].shape for index in order]
         self.sizes = [shape.num_elements() for shape in self.shapes]
         self.starts = dict(zip(order, itertools.accumulate(self.sizes, initial=0), strict=False))
@@ -120,60 +122,37 @@ class PackedGroup(Group):
         array = self.slots[self.slot_names.index(slot_name)]
         return PackedSlot(array, self.starts[index], self.variables[index].shape, name, path)
 
-    def update(
-        self,
-        rule: Rule,
-        scalars: Scalars,
-        gradients: Mapping[int, tf.Tensor],
-        variables: Mapping[int, tf.Variable],
-        slots: Sequence[tf.Variable],
-    ) -> None:
-        dense = dict(gradients)
-        for index, gradient in gradients.items():
-            if row_gradients.is_rows(gradient) and self.lazy_rows:
-                parts = self._parts(index, slots)
-                update_rows(rule, scalars, dense.pop(index), variables[index], parts)
-            else:
-                dense[index] = row_gradients.dense(gradient)
+    def storage(self, index: int) -> Sequence[Any]:
+        variable = self.variables[index]
+        parts = (ArrayPart(array, self.starts[index], variable.shape) for array in self.slots)
+        return (variable, *parts)
+
+    def update(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]) -> None:
         compiles = self._compile and is_compiled_here()
-        present = sum(variables[index].shape.num_elements() for index in dense)
+        present = sum(self.variables[index].shape.num_elements() for index in gradients)
+        is_most = 2 * present >= sum(self.sizes)
         # A compiled program locks the arrays. Without one, another thread could update variables
         # that have no gradient here while whole arrays are read and written.
-        if len(dense) == len(variables) or (compiles and 2 * present >= sum(self.sizes)):
-            self._update_together(rule, scalars, dense, variables, slots, compiles)
-        else:
-            for index, gradient in dense.items():
-                parts = self._parts(index, slots)
-                update_variable(rule, scalars, gradient, variables[index], parts)
-
-    def _parts(self, index: int, arrays: Sequence[tf.Variable]) -> list[ArrayPart]:
-        shape = self.variables[index].shape
-        return [ArrayPart(array, self.starts[index], shape) for array in arrays]
-
-    def _update_together(
-        self,
-        rule: Rule,
-        scalars: Scalars,
-        gradients: Mapping[int, tf.Tensor],
-        variables: Mapping[int, tf.Variable],
-        arrays: Sequence[tf.Variable],
-        compiles: bool,
-    ) -> None:
+        if len(gradients) < len(self.variables) and not (compiles and is_most):
+            super().update(rule, scalars, gradients)
+            return
+        gradients = {index: row_gradients.dense(g) for index, g in gradients.items()}
         same = all(gradient.dtype == self.dtype for gradient in gradients.values())
         dtype = self.dtype if same else tf.as_dtype(compute_dtype(self.dtype))
-        sizes = zip(variables, self.sizes, strict=True)
+        sizes = zip(self.variables, self.sizes, strict=True)
         flat_gradient = self._join(
             [gradients[i] if i in gradients else tf.zeros([size]) for i, size in sizes], dtype
         )
         replaces = rule.reads_weights or is_half(self.dtype)
-        flat_weights = self._join(list(variables.values()), self.dtype) if replaces else None
+        variables = list(self.variables.values())
+        flat_weights = self._join(variables, self.dtype) if replaces else None
         mask = None
         if len(gradients) < len(variables):
             repeats = [*self.sizes, self.padding]
-            mask = tf.repeat([*(i in gradients for i in variables), False], repeats)
-        update = self._compiled if compiles else _uncompiled
-        flat = update(update_arrays, rule)(flat_gradient, flat_weights, mask, arrays, scalars)
-        for (index, variable), part in zip(variables.items(), self._split(flat), strict=True):
+            mask = tf.repeat([*(i in gradients for i in self.variables), False], repeats)
+        update = self._compiled if compiles else functools.partial
+        flat = update(update_arrays, rule)(flat_gradient, flat_weights, mask, self.slots, scalars)
+        for (index, variable), part in zip(self.variables.items(), self._split(flat), strict=True):
             if index in gradients:
                 variable.assign(part) if replaces else variable.assign_add(part)
 
@@ -214,10 +193,6 @@ def update_arrays(
     for array, value, before in zip(arrays, new, old, strict=True):
         array.assign(value if mask is None else tf.where(mask, value, before))
     return weights
-
-
-def _uncompiled(function: Any, rule: Rule) -> Any:
-    return lambda *arguments: function(rule, *arguments)
 
 
 class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):

@@ -7,9 +7,11 @@ faster on large variables, but less accurate: in float32 it computes 1 − 0.999
 
 import collections
 import contextlib
+import copy
 import functools
+import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,10 +24,11 @@ from keras_yogi.engines.base import (
     Group,
     Limits,
     Scalars,
+    chunks,
     moved,
     new_rows,
-    update_rows,
     update_variable,
+    write_rows,
 )
 from keras_yogi.engines.compiled import Compiler, compiler, is_compiled_here
 from keras_yogi.engines.packed import PackedGroup
@@ -35,6 +38,10 @@ EAGER_GRAPHS = 16
 """The most graphs of whole steps per rule in an eager loop: one for each set of gradients."""
 PATIENCE = 20
 """How often a set of gradients, after the first that has a graph, must come to get one."""
+
+
+Member = tuple[tf.Tensor, Sequence[tf.Variable]]
+"""A gradient, and what it updates: a variable and its slots."""
 
 
 class CompiledGroup(Group):
@@ -50,47 +57,31 @@ class CompiledGroup(Group):
         super().__init__(variables, slots, lazy_rows)
         self._compiled = compiled
 
-    def update(
-        self,
-        rule: Rule,
-        scalars: Scalars,
-        gradients: Mapping[int, tf.Tensor],
-        variables: Mapping[int, tf.Variable],
-        slots: Mapping[int, Sequence[tf.Variable]],
-    ) -> None:
+    def update(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]) -> None:
         if not is_compiled_here():
-            super().update(rule, scalars, gradients, variables, slots)
+            super().update(rule, scalars, gradients)
             return
-        dense = []
+        members, row_updates = [], []
         for index, gradient in gradients.items():
-            variable, own_slots = variables[index], slots[index]
-            if not row_gradients.is_rows(gradient):
-                dense.append((gradient, variable, own_slots))
-            elif self.lazy_rows:
-                update_rows(rule, scalars, gradient, variable, own_slots)
-            else:
+            storage = self.storage(index)
+            if row_gradients.is_rows(gradient):
                 # First all rows with a gradient of zero, and then those that have one: the dense
                 # gradient is never made.
-                indices, rows = new_rows(rule, scalars, gradient, variable, own_slots)
-                zero = tf.zeros((), variable.dtype)
-                self._update_in_place(rule, scalars, [(zero, variable, own_slots)])
-                for storage, values in zip((variable, *own_slots), rows, strict=True):
-                    row_gradients.scatter(storage, values, indices)
-        if dense:
-            self._update_in_place(rule, scalars, dense)
+                row_updates.append((storage, *new_rows(rule, scalars, gradient, storage)))
+                gradient = tf.zeros((), storage[0].dtype)
+            members.append((gradient, storage))
+        self._update_in_place(rule, scalars, members)
+        for row_update in row_updates:
+            write_rows(*row_update)
 
-    def _update_in_place(self, rule: Rule, scalars: Scalars, members: Sequence[Any]) -> None:
+    def _update_in_place(self, rule: Rule, scalars: Scalars, members: Sequence[Member]) -> None:
         weights = self._compiled(update_in_place, rule)(members, scalars)
         if weights:
-            parts = [(variable, slots[-1]) for _, variable, slots in members]
+            parts = [(storage[0], storage[-1]) for _, storage in members]
             self._compiled(split_in_place, rule)(weights, parts)
 
 
-def update_in_place(
-    rule: Rule,
-    members: Sequence[tuple[tf.Tensor, tf.Variable, Sequence[tf.Variable]]],
-    scalars: Scalars,
-) -> list[tf.Tensor]:
+def update_in_place(rule: Rule, members: Sequence[Member], scalars: Scalars) -> list[tf.Tensor]:
     """Updates variables and their slots. A gradient may be a scalar, for every weight.
 
     Returns:
@@ -98,12 +89,12 @@ def update_in_place(
         would compute them once for each part, and copy their inputs.
     """
     whole = []
-    for gradient, variable, slots in members:
+    for gradient, (variable, *slots) in members:
         gradient = tf.broadcast_to(gradient, variable.shape)
         if len(slots) == len(rule.initial_values):
-            update_variable(rule, scalars, gradient, variable, slots)
+            update_variable(rule, scalars, gradient, (variable, *slots))
             continue
-        old = [tf.convert_to_tensor(storage) for storage in (variable, *slots)]
+        old = [tf.convert_to_tensor(each) for each in (variable, *slots)]
         weights, new = moved(rule, scalars, gradient, old)
         for slot, value in zip(slots[:-1], new, strict=True):
             slot.assign(value)
@@ -116,9 +107,7 @@ def split_in_place(
 ) -> None:
     """Stores weights in half-precision variables and their residuals."""
     for whole, (variable, residual) in zip(weights, parts, strict=True):
-        value, rest = half_precision.split(whole, variable.dtype)
-        variable.assign(value)
-        residual.assign(rest)
+        half_precision.write(variable, residual, whole)
 
 
 class TensorFlowEngine(Engine):
@@ -136,7 +125,7 @@ class TensorFlowEngine(Engine):
         self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]
     ) -> None:
         for group, of_group in self.gradients_by_group(gradients):
-            with tf.device(native(next(iter(group.variables.values()))).device):
+            with tf.device(first_variable(group).device):
                 group.step(rule, scalars, of_group)
 
 
@@ -148,6 +137,27 @@ class DistributedEngine(Engine):
     def __init__(self, groups: Iterable[Group], strategy: tf.distribute.Strategy) -> None:
         super().__init__(groups)
         self._strategy = strategy
+        self._copies = {group: self._copies_of(group) for group in self.groups}
+
+    def _copies_of(self, group: Group) -> list[Group]:
+        """The same group on each replica of this process, with the replica's own variables.
+        TensorFlow finds these by itself, but not in a compiled function.
+        """
+
+        def copies(variable: tf.Variable) -> Sequence[tf.Variable]:
+            if isinstance(variable, tf.distribute.DistributedValues):
+                return self._strategy.experimental_local_results(variable)
+            # CentralStorageStrategy has one copy, in a wrapper.
+            return [variable.get() if hasattr(variable, "get") else variable]
+
+        def on_replica(replica: int) -> Group:
+            own = copy.copy(group)
+            own.variables, own.slots = tf.nest.map_structure(
+                lambda variable: copies(variable)[replica], (group.variables, group.slots)
+            )
+            return own
+
+        return [on_replica(replica) for replica in range(len(copies(first_variable(group))))]
 
     def step(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]) -> None:
         context = tf.distribute.get_replica_context()
@@ -173,8 +183,7 @@ class DistributedEngine(Engine):
             distribute.strategy_supports_no_merge_call()
         ):
             return
-        variables = (v for group in self.groups for v in group.variables.values())
-        devices = {copy.device for copy in self._copies(next(variables))}
+        devices = {first_variable(own).device for own in next(iter(self._copies.values()))}
         if len(devices) > 1:
             raise ValueError(
                 f"`jit_compile` must be False under {type(self._strategy).__name__} with replicas "
@@ -200,8 +209,8 @@ class DistributedEngine(Engine):
     ) -> None:
         for group, of_group in self.gradients_by_group(gradients):
             strategy.extended.update(
-                next(iter(group.variables.values())),
-                functools.partial(self._update_on_a_replica, rule, group),
+                first_variable(group),
+                functools.partial(self._update_on_a_replica, rule, self._copies[group]),
                 args=(scalars, of_group),  # each replica gets its own
                 group=False,
             )
@@ -209,8 +218,8 @@ class DistributedEngine(Engine):
     def _update_on_a_replica(
         self,
         rule: Rule,
-        group: Group,
-        first_variable: tf.Variable,
+        copies: Sequence[Group],
+        variable: tf.Variable,
         scalars: Scalars,
         gradients: Mapping[int, tf.Tensor],
     ) -> None:
@@ -219,19 +228,8 @@ class DistributedEngine(Engine):
             index: row_gradients.coalesce(g) if row_gradients.is_rows(g) else g
             for index, g in gradients.items()
         }
-        # The replica's own copies: TensorFlow finds them by itself, but not in a compiled function.
-        copies = self._copies(next(iter(group.variables.values())))
-        replica = [each is first_variable for each in copies].index(True)
-        storage = tf.nest.map_structure(
-            lambda variable: self._copies(variable)[replica], (group.variables, group.slots)
-        )
-        group.update(rule, scalars, gradients, *storage)
-
-    def _copies(self, variable: tf.Variable) -> Sequence[tf.Variable]:
-        if isinstance(variable, tf.distribute.DistributedValues):
-            return self._strategy.experimental_local_results(variable)
-        # CentralStorageStrategy has one copy, in a wrapper.
-        return [variable.get() if hasattr(variable, "get") else variable]
+        own = next(group for group in copies if first_variable(group) is variable)
+        own.step(rule, scalars, gradients)
 
 
 class FusedEngine(TensorFlowEngine):
@@ -315,6 +313,7 @@ class TensorFlowBackend(Backend):
         self,
         variables: Mapping[int, Any],
         initial_values: Mapping[int, Mapping[str, float]],
+        lazy_rows: bool,
         limits: Limits,
     ) -> Mapping[int, PackedGroup]:
         floats = {i: native(v) for i, v in variables.items() if is_float(native(v))}
@@ -322,8 +321,8 @@ class TensorFlowBackend(Backend):
         groups, compiled = {}, compiler()
         for indices in chunks(small, limits.array_up_to):
             if len(indices) > 1:
-                members = {i: small[i] for i in indices}
-                group = PackedGroup(members, initial_values[indices[0]], limits, compiled)
+                members, initial = {i: small[i] for i in indices}, initial_values[indices[0]]
+                group = PackedGroup(members, initial, lazy_rows, limits, compiled)
                 groups.update(dict.fromkeys(indices, group))
         return groups
 
@@ -331,22 +330,20 @@ class TensorFlowBackend(Backend):
         return engine_of(single_groups(group), TensorFlowEngine)
 
     def fused_engine(self, group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
-        variables = {index: native(variable) for index, variable in group.variables.items()}
-        floats = {i: v for i, v in variables.items() if limits.compile and is_float(v)}
+        group = with_native_variables(group)
+        floats = {i: v for i, v in group.variables.items() if limits.compile and is_float(v)}
         # Sorted by shape, so that calls can share a compiled program.
         by_shape = dict(sorted(floats.items(), key=lambda item: tuple(item[1].shape)))
-        large, compiled = [], compiler()
-        for indices in chunks(by_shape, limits.call_up_to):
-            slots = {i: [native(slot) for slot in group.slots[i]] for i in indices}
-            members = {i: floats[i] for i in indices}
-            large.append(CompiledGroup(members, slots, group.lazy_rows, compiled))
-        others = {i: v for i, v in variables.items() if i not in floats}
-        rest = Group(others, group.slots, group.lazy_rows)
-        for pack in packs.values():
-            pack.lazy_rows = group.lazy_rows
+        compiled = compiler()
+        large = [
+            CompiledGroup(*group.part(indices), compiled)
+            for indices in chunks(by_shape, limits.call_up_to)
+        ]
+        rest = Group(*group.part(i for i in group.variables if i not in floats))
         # dict.fromkeys: each group once, in order
-        groups = [*dict.fromkeys(packs.values()), *large, *single_groups(rest)]
-        return engine_of(groups, FusedEngine)
+        return engine_of(
+            [*dict.fromkeys(packs.values()), *large, *single_groups(rest)], FusedEngine
+        )
 
 
 def engine_of(groups: Iterable[Group], on_one_device: type[Engine]) -> Engine:
@@ -356,30 +353,21 @@ def engine_of(groups: Iterable[Group], on_one_device: type[Engine]) -> Engine:
     return on_one_device(groups)
 
 
-def single_groups(group: Group) -> Iterator[Group]:
-    """The variables of a group, in one group per device."""
-    by_device: dict[str, dict[int, Any]] = {}
-    for index, variable in group.variables.items():
-        by_device.setdefault(native(variable).device, {})[index] = native(variable)
-    for variables in by_device.values():
-        slots = {index: [native(slot) for slot in group.slots[index]] for index in variables}
-        yield Group(variables, slots, group.lazy_rows)
+def with_native_variables(group: Group) -> Group:
+    """The same group, of TensorFlow's own variables."""
+    variables = {index: native(variable) for index, variable in group.variables.items()}
+    slots = {index: [native(slot) for slot in group.slots[index]] for index in variables}
+    return Group(variables, slots, group.lazy_rows)
 
 
-def chunks(variables: Mapping[int, tf.Variable], size: int) -> Iterable[list[int]]:
-    """Indices of variables, in lists of one dtype and device. A list of several variables has at
-    most `size` elements.
-    """
-    by_kind: dict[Any, list[list[int]]] = {}
-    filled: dict[Any, int] = {}
-    for index, variable in variables.items():
-        kind, elements = (variable.dtype, variable.device), variable.shape.num_elements()
-        if kind not in by_kind or filled[kind] + elements > size:
-            by_kind.setdefault(kind, []).append([])
-            filled[kind] = 0
-        by_kind[kind][-1].append(index)
-        filled[kind] += elements
-    return [indices for of_kind in by_kind.values() for indices in of_kind]
+def single_groups(group: Group) -> list[Group]:
+    """Groups of the same variables, each of one dtype and device."""
+    group = with_native_variables(group)
+    return [Group(*group.part(indices)) for indices in chunks(group.variables, math.inf)]
+
+
+def first_variable(group: Group) -> tf.Variable:
+    return next(iter(group.variables.values()))
 
 
 def native(variable: Any) -> tf.Variable:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from keras_yogi.engines.base import Backend, Engine, Group, Limits, Scalars
+from keras_yogi.engines.base import Backend, Engine, Group, Limits, Scalars, chunks
 from keras_yogi.half_precision import compute_dtype
 from keras_yogi.rules import Rule, StepScalars
 
@@ -26,34 +26,18 @@ class TorchBackend(Backend):
         return None
 
     def fused_engine(self, group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
-        alone: list[int] = []
-        large: list[int] = []
-        joined: dict[Any, list[list[int]]] = {}
-        elements: dict[Any, int] = {}
-        for index, variable in group.variables.items():
-            value, dtype = variable.value, str(variable.dtype)
-            if dtype != compute_dtype(dtype):
-                alone.append(index)
-            elif value.numel() > limits.pack_up_to:
-                large.append(index)
-            else:
-                key = (value.dtype, value.device)
-                if key not in joined or elements[key] + value.numel() > limits.array_up_to:
-                    joined.setdefault(key, []).append([])
-                    elements[key] = 0
-                joined[key][-1].append(index)
-                elements[key] += value.numel()
-
-        def members(indices: Sequence[int]) -> tuple[Mapping[int, Any], Mapping[int, Any], bool]:
-            variables = {index: group.variables[index] for index in indices}
-            slots = {index: group.slots[index] for index in indices}
-            return variables, slots, group.lazy_rows
-
-        groups = [
-            JoinedGroup(*members(indices)) for of_key in joined.values() for indices in of_key
-        ]
-        pieces = PiecewiseGroup(*members(large), limits.array_up_to)
-        return Engine([*groups, pieces, Group(*members(alone))])
+        tensors = {index: variable.value for index, variable in group.variables.items()}
+        dtypes = {index: str(variable.dtype) for index, variable in group.variables.items()}
+        full = {i: t for i, t in tensors.items() if dtypes[i] == compute_dtype(dtypes[i])}
+        small = {i: t for i, t in full.items() if t.numel() <= limits.pack_up_to}
+        large = group.part(i for i in full if i not in small)
+        return Engine(
+            [
+                *(JoinedGroup(*group.part(i)) for i in chunks(small, limits.array_up_to)),
+                PiecewiseGroup(*large, limits.array_up_to),
+                Group(*group.part(i for i in tensors if i not in full)),
+            ]
+        )
 
 
 def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -97,20 +81,13 @@ class JoinedGroup(Group):
                 tensor.data = part
         self._addresses = [[t.data_ptr() for t in tensors] for tensors in self._tensors]
 
-    def update(
-        self,
-        rule: Rule,
-        scalars: Scalars,
-        gradients: Mapping[int, torch.Tensor],
-        variables: Mapping[int, Any],
-        slots: Any,
-    ) -> None:
-        weights = [variables[index].value for index in gradients]
+    def update(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, torch.Tensor]) -> None:
+        weights = [self.variables[index].value for index in gradients]
         tensors = [[of_all[self._position[i]] for i in gradients] for of_all in self._tensors]
         everything = [*weights, *gradients.values(), *(t for of_slot in tensors for t in of_slot)]
         of_dtype = scalars[compute_dtype(weights[0].dtype)]
         if not _may_write(everything, of_dtype):
-            super().update(rule, scalars, gradients, variables, slots)
+            super().update(rule, scalars, gradients)
             return
         with torch.no_grad():
             if not torch.compiler.is_compiling():  # addresses cannot be traced
@@ -142,22 +119,15 @@ class PiecewiseGroup(Group):
         super().__init__(variables, slots, lazy_rows)
         self._piece = piece
 
-    def update(
-        self,
-        rule: Rule,
-        scalars: Scalars,
-        gradients: Mapping[int, torch.Tensor],
-        variables: Mapping[int, Any],
-        slots: Any,
-    ) -> None:
+    def update(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, torch.Tensor]) -> None:
         for index, gradient in gradients.items():
-            stored = [variables[index].value, *(slot.value for slot in slots[index])]
+            stored = [each.value for each in self.storage(index)]
             of_dtype = scalars[compute_dtype(stored[0].dtype)]
             if torch.compiler.is_compiling() or not (
                 all(tensor.is_contiguous() for tensor in stored)
                 and _may_write([*stored, gradient], of_dtype)
             ):
-                super().update(rule, scalars, {index: gradient}, variables, slots)
+                super().update(rule, scalars, {index: gradient})
                 continue
             with torch.no_grad():
                 flat = [tensor.flatten() for tensor in (gradient.to(stored[0].dtype), *stored)]

@@ -156,26 +156,6 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         doc="η: Keras's variable, or the present value of the schedule or the callable.",
     )
 
-    def exclude_from_weight_decay(
-        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
-    ) -> None:
-        """Excludes variables from weight decay, as `keras.optimizers.Optimizer` does.
-
-        Args:
-            var_list: a list of variables. Defaults to None.
-            var_names: a list of strings; variables whose names contain one are excluded. Defaults
-                to None.
-
-        Raises:
-            ValueError: the optimizer is already built.
-        """
-        if self.built:
-            raise ValueError(
-                "`exclude_from_weight_decay` must be called before the optimizer is built. "
-                f"Received: an optimizer built with {len(self._trainable_variables)} variables"
-            )
-        super().exclude_from_weight_decay(var_list, var_names)
-
     def get_config(self) -> dict[str, Any]:
         """A dict of the constructor's arguments, as Keras serializes them.
 
@@ -232,9 +212,10 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         super().build(variables)
         trained = {i: v for i, v in enumerate(variables) if _has_slots(v)}
         initial_values = {i: self._initial_values(v) for i, v in trained.items()}
+        lazy_rows, limits = self.sparse_update == "lazy", self.engine_limits
         packs: Mapping[int, Any] = {}
         if self._is_fused:
-            packs = engines.backend.packed_groups(trained, initial_values, self.engine_limits)
+            packs = engines.backend.packed_groups(trained, initial_values, lazy_rows, limits)
         names = list(self._rule.initial_values)
         if any(RESIDUAL in values for values in initial_values.values()):
             names.append(RESIDUAL)
@@ -256,9 +237,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             self._skipped_in_a_row = self._counter("skipped_in_a_row")
         alone = {index: variable for index, variable in trained.items() if index not in packs}
         own_slots = {i: [slots[name][i] for name in initial_values[i]] for i in alone}
-        group = engines.Group(alone, own_slots, lazy_rows=self.sparse_update == "lazy")
+        group = engines.Group(alone, own_slots, lazy_rows)
         if self._is_fused:
-            self._engine = engines.backend.fused_engine(group, packs, self.engine_limits)
+            self._engine = engines.backend.fused_engine(group, packs, limits)
         else:
             self._engine = engines.backend.unfused_engine(group)
 
@@ -296,9 +277,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         shape: Sequence[int],
         initializer: Any = "zeros",
         dtype: Any = None,
-        aggregation: str = "none",
-        layout: Any = None,
-        name: str | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> keras.Variable:
         """Adds a variable to the optimizer, as Keras does, but never in half precision: slots,
         averages and accumulators of float16 and bfloat16 weights are kept in float32.
@@ -308,12 +288,11 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             initializer: as Keras takes it. Defaults to "zeros".
             dtype: a dtype; float16 and bfloat16 become float32. Defaults to None: Keras's default
                 dtype.
-            aggregation: how the values of replicas are combined. Defaults to "none".
-            layout: a layout of `keras.distribution`. Defaults to None.
-            name: a string. Defaults to None.
+            *args: further arguments, as Keras takes them.
+            **kwargs: the same, by name.
         """
         dtype = half_precision.compute_dtype(dtype or keras.config.floatx())
-        return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
+        return super().add_variable(shape, initializer, dtype, *args, **kwargs)
 
     @property
     def engine(self) -> str:
@@ -483,8 +462,6 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         if not self.built:  # Keras might build inside a condition
             with keras.name_scope(self.name, caller=self):
                 self.build(variables)
-        for variable in variables:
-            self.index_of(variable)  # raises a ValueError for an unknown variable
         grads = [self._coalesced(g, v) for g, v in zip(grads, variables, strict=True)]
         if not self.skip_nonfinite or all(g is None for g in grads):
             with step_conditions.after_a_batch(grads):
@@ -520,9 +497,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     def _coalesced(self, gradient: Tensor | None, variable: Any) -> Tensor | None:
         """Sums repeated rows. Makes the gradient dense where Keras needs all of it."""
+        kinds, index = self.__dict__["_gradient_kinds"], self.index_of(variable)
         if gradient is None:
             return None
-        kinds, index = self.__dict__["_gradient_kinds"], self.index_of(variable)
         kinds[index] = kinds.get(index, False) or row_gradients.is_rows(gradient)
         if any(getattr(self, name) is not None for name in _OF_GRADIENTS):
             # Otherwise Keras would compute in half precision.
