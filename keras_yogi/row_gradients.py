@@ -10,47 +10,56 @@ from typing import Any, TypeAlias, TypeGuard
 import keras
 from keras import ops
 
+from keras_yogi.half_precision import compute_dtype
+
 Tensor: TypeAlias = Any  # of the backend
 
+_ROWS: Any = ()
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
 
-    def is_rows(gradient: Any) -> TypeGuard[Any]:
-        """Whether a gradient is a row gradient."""
-        return isinstance(gradient, tf.IndexedSlices)
+    class Rows(tf.IndexedSlices):
+        """tf.IndexedSlices that Keras can divide by a loss scale."""
 
-    def values_of(gradient: Tensor) -> Tensor:
-        """The values of a gradient: all of a dense one, the rows of a row gradient."""
-        return gradient.values if is_rows(gradient) else gradient
-
-    def with_values(gradient: Tensor, values: Tensor) -> Tensor:
-        """The gradient with other values; a row gradient keeps its indices."""
-        if not is_rows(gradient):
-            return values
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-
-    class _DivisibleRows(tf.IndexedSlices):
         def __truediv__(self, divisor: Any) -> Tensor:
             return with_values(self, self.values / divisor)
 
-    def divisible(gradient: Tensor) -> Tensor:
-        """The same gradient, which Keras can divide by a loss scale; tf.IndexedSlices it cannot."""
-        if not is_rows(gradient):
-            return gradient
-        return _DivisibleRows(gradient.values, gradient.indices, gradient.dense_shape)
+    _ROWS = tf.IndexedSlices
+
+
+def is_rows(gradient: Any) -> TypeGuard[Any]:
+    """Whether a gradient is a row gradient."""
+    return isinstance(gradient, _ROWS)
+
+
+def values_of(gradient: Tensor) -> Tensor:
+    """The values of a gradient: all of a dense one, the rows of a row gradient."""
+    return gradient.values if is_rows(gradient) else gradient
+
+
+def with_values(gradient: Tensor, values: Tensor) -> Tensor:
+    """The gradient with other values; a row gradient keeps its indices."""
+    if not is_rows(gradient):
+        return values
+    return Rows(values, gradient.indices, gradient.dense_shape)
+
+
+if keras.config.backend() == "tensorflow":
+
+    def _summable(values: Tensor) -> Tensor:
+        """In float32 instead of half precision: in bfloat16, 256 + 1 is 256."""
+        return tf.cast(values, compute_dtype(values.dtype))
 
     def coalesce(gradient: Tensor) -> Tensor:
         """The same gradient with repeated rows summed.
 
         The number of rows does not change, because XLA compiles for fixed shapes: padding is added,
-        zeros with index −1. Half precision is summed in float32: in bfloat16, 256 + 1 is 256.
+        zeros with index −1.
         """
         _, targets = tf.unique(gradient.indices)
         pieces = tf.size(targets)
-        is_half = gradient.values.dtype in (tf.float16, tf.bfloat16)
-        values = tf.cast(gradient.values, tf.float32) if is_half else gradient.values
-        return tf.IndexedSlices(
-            tf.math.unsorted_segment_sum(values, targets, pieces),
+        return Rows(
+            tf.math.unsorted_segment_sum(_summable(gradient.values), targets, pieces),
             # The maximum of an empty segment is the smallest integer.
             tf.maximum(tf.math.unsorted_segment_max(gradient.indices, targets, pieces), -1),
             gradient.dense_shape,
@@ -63,7 +72,7 @@ if keras.config.backend() == "tensorflow":
         indices = tf.concat([gradient.indices, [-1]], 0)
         return tf.IndexedSlices(tf.concat([gradient.values, row], 0), indices, gradient.dense_shape)
 
-    def without_padding(gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+    def replace_padding(gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         """The gradient without its padding. Under XLA, which needs fixed shapes, replaces padding
         (index < 0) with copies of a real row; writing the same row twice is harmless.
 
@@ -83,17 +92,22 @@ if keras.config.backend() == "tensorflow":
         indices = tf.maximum(tf.gather(indices, source), 0)
         return tf.IndexedSlices(values, indices, gradient.dense_shape), any_row
 
-    def without_negative_rows(gradient: Tensor) -> Tensor:
-        """The gradient without its padding, for a user's code. XLA ignores such rows itself."""
+    def remove_padding(gradient: Tensor) -> Tensor:
+        """The gradient without its padding, for a user's code. Under XLA, which ignores such rows
+        when it writes, it stays.
+        """
         if not is_rows(gradient) or tf.__internal__.get_enclosing_xla_context():
             return gradient
-        return without_padding(gradient)[0]
+        return replace_padding(gradient)[0]
 
     def dense(gradient: Tensor) -> Tensor:
         """The gradient of the whole table, zero in all other rows."""
         if not is_rows(gradient):
             return gradient
-        return tf.cast(tf.convert_to_tensor(coalesce(gradient)), gradient.dtype)
+        values, rows = _summable(gradient.values), gradient.dense_shape[0]
+        # Padding has the index −1, which is left out.
+        table = tf.math.unsorted_segment_sum(values, gradient.indices, rows)
+        return tf.cast(table, gradient.dtype)
 
     def gather(variable: Any, indices: Tensor) -> Tensor:
         """Rows of a variable, without copying the whole variable."""
@@ -153,20 +167,8 @@ if keras.config.backend() == "tensorflow":
 
 else:
 
-    def divisible(gradient: Tensor) -> Tensor:
+    def remove_padding(gradient: Tensor) -> Tensor:
         return gradient
-
-    def is_rows(gradient: Any) -> TypeGuard[Any]:
-        return False
-
-    def without_negative_rows(gradient: Tensor) -> Tensor:
-        return gradient
-
-    def values_of(gradient: Tensor) -> Tensor:
-        return gradient
-
-    def with_values(gradient: Tensor, values: Tensor) -> Tensor:
-        return values
 
     def dense(gradient: Tensor) -> Tensor:
         """The dense gradient; repeated rows of a sparse one are summed."""

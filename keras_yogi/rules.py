@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from keras import ops
 
@@ -36,26 +36,6 @@ class StepScalars(NamedTuple):
     step: Tensor
     correction_1: Tensor
     correction_2: Tensor
-
-
-class Rule(Protocol):
-    """The interface of a rule that engines use: hashable and pure."""
-
-    def __hash__(self) -> int:
-        """Compiled updates are cached by rule."""
-
-    @property
-    def initial_values(self) -> Mapping[str, float]:
-        """The initial value of each slot, by name; "momentum" and "velocity" come first."""
-
-    @property
-    def reads_weights(self) -> bool:
-        """Whether the change of a weight depends on the weight."""
-
-    def update(
-        self, gradient: Tensor, weights: Tensor, slots: Slots, scalars: StepScalars
-    ) -> tuple[Tensor, Slots]:
-        """New weights and new slots."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +269,10 @@ class DecayRule:
     ) -> tuple[Tensor, Slots]:
         """New weights and unchanged slots."""
         return weights - weights * self.weight_decay * scalars.learning_rate, slots
+
+
+Rule = AdaptiveRule | DecayRule
+"""What engines take: a hashable value, by which compiled updates are cached."""
 
 
 def defined_figures(rule: type[AdaptiveRule]) -> frozenset[str]:

@@ -28,7 +28,7 @@ DIVERGED = (
 if keras.config.backend() == "tensorflow":
     import tensorflow as tf
 
-    def after_a_batch(gradients: Gradients) -> contextlib.AbstractContextManager[None]:
+    def wait_for_batch(gradients: Gradients) -> contextlib.AbstractContextManager[None]:
         """A context whose operations wait for a gradient, and so for a batch.
 
         When a dataset of unknown size ends, the training step fails, because it gets no batch. In a
@@ -44,7 +44,9 @@ if keras.config.backend() == "tensorflow":
         return tf.control_dependencies([next(filter(_needs_data, values), values[0])])
 
     def _needs_data(value: Tensor) -> bool:
-        """Whether a tensor of a graph is computed from more than variables and constants."""
+        """Whether a tensor of a graph is computed from more than variables and constants. The
+        gradient of a penalty on weights alone, for example, is not.
+        """
         operations, seen = [getattr(value, "op", None)], set()
         while operations:
             operation = operations.pop()
@@ -76,7 +78,7 @@ if keras.config.backend() == "tensorflow":
             def skip() -> None:
                 skipped_steps.assign_add(1)
                 in_a_row.assign_add(1)
-                _say_if_long(tf.equal(in_a_row, LONG))
+                _warn_after_many(tf.equal(in_a_row, LONG))
 
             tf.cond(finite, take, skip)
 
@@ -100,13 +102,13 @@ if keras.config.backend() == "tensorflow":
 
         replica_context.merge_call(for_all_replicas, args=(faulty_replicas, gradients))
 
-    def _say_if_long(is_long: Tensor) -> None:
+    def _warn_after_many(are_many: Tensor) -> None:
         if tf.executing_eagerly():
-            if is_long:
+            if are_many:
                 warnings.warn(DIVERGED, stacklevel=2)
         elif not tf.__internal__.get_enclosing_xla_context():  # XLA cannot print
             tf.cond(
-                is_long, lambda: tf.group(tf.print(DIVERGED, output_stream=sys.stderr)), tf.no_op
+                are_many, lambda: tf.group(tf.print(DIVERGED, output_stream=sys.stderr)), tf.no_op
             )
 
     def _all_finite(gradients: Gradients) -> Tensor:
@@ -116,7 +118,7 @@ if keras.config.backend() == "tensorflow":
 
 else:
 
-    def after_a_batch(gradients: Gradients) -> contextlib.AbstractContextManager[None]:
+    def wait_for_batch(gradients: Gradients) -> contextlib.AbstractContextManager[None]:
         """Does nothing: other backends get a batch before they begin a step."""
         return contextlib.nullcontext()
 

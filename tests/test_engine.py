@@ -374,7 +374,7 @@ def test_packed_slot_refuses_another_shape():
     optimizer.build(variables)
     with pytest.raises(ValueError, match="must be of its shape"):
         optimizer.set_slot(variables[0], "velocity", np.ones(6))
-    with pytest.raises(ValueError, match="must be given a value of its shape"):
+    with pytest.raises(ValueError, match="shape"):
         optimizer.slots()["velocity"][0].assign(np.ones(6))
     optimizer.set_slot(variables[0], "velocity", np.full((3, 2), 2.0))
     np.testing.assert_array_equal(optimizer.get_slot(variables[0], "velocity"), 2.0)

@@ -60,8 +60,8 @@ def is_of(name, *modules):
 MAY_IMPORT = {
     "checks.py": ["row_gradients"],
     "rules.py": ["checks"],
-    "row_gradients.py": ["rules", "checks"],
-    "step_conditions.py": ["row_gradients", "rules", "checks"],
+    "row_gradients.py": ["half_precision"],
+    "step_conditions.py": ["row_gradients"],
     "half_precision.py": [],
     "engines/": ["rules", "row_gradients", "half_precision", "checks", "engines"],
 }

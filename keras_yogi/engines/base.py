@@ -65,18 +65,13 @@ class Group:
         self.slots: Any = dict(slots)
         self.lazy_rows = lazy_rows
 
-    def part(
+    def arguments_for(
         self, indices: Iterable[int]
     ) -> tuple[Mapping[int, Any], Mapping[int, Sequence[Any]], bool]:
         """The arguments that make a group of some of the variables."""
         indices = list(indices)
         variables = {index: self.variables[index] for index in indices}
         return variables, {index: self.slots[index] for index in indices}, self.lazy_rows
-
-    @property
-    def shared_arrays(self) -> Sequence[Any]:
-        """Variables that hold the slots of several model variables."""
-        return ()
 
     def storage(self, index: int) -> Sequence[Any]:
         """A variable and its slots: what a step reads and writes."""
@@ -90,12 +85,12 @@ class Group:
             scalars: the scalars of this step.
             gradients: by index; dense, or row gradients from `row_gradients.coalesce`.
         """
-        whole = dict(gradients)
+        remaining = dict(gradients)
         for index, gradient in gradients.items():
             if self.lazy_rows and row_gradients.is_rows(gradient):
-                update_rows(rule, scalars, whole.pop(index), self.storage(index))
-        if whole:
-            self.update(rule, scalars, whole)
+                update_rows(rule, scalars, remaining.pop(index), self.storage(index))
+        if remaining:
+            self.update(rule, scalars, remaining)
 
     def update(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
         """Updates whole variables: rows without a gradient have a gradient of zero."""
@@ -119,7 +114,7 @@ def chunks(variables: Mapping[int, Any], size: float) -> list[list[int]]:
     return [indices for of_kind in by_kind.values() for indices in of_kind]
 
 
-def updated(
+def new_values(
     rule: Rule, scalars: Scalars, gradient: Tensor, values: Sequence[Tensor]
 ) -> list[Tensor]:
     """New values of a variable and its slots, each in its own dtype.
@@ -131,7 +126,7 @@ def updated(
         values: the values of the variable, of its slots in the rule's order and, if it keeps one,
             of its residual.
     """
-    weights, slots = moved(rule, scalars, gradient, values)
+    weights, slots = new_weights_and_slots(rule, scalars, gradient, values)
     new = (weights, *slots)
     if len(values) > len(new):
         variable, residual = half_precision.split(weights, values[0].dtype)
@@ -139,10 +134,10 @@ def updated(
     return [ops.cast(x, old.dtype) for x, old in zip(new, values, strict=True)]
 
 
-def moved(
+def new_weights_and_slots(
     rule: Rule, scalars: Scalars, gradient: Tensor, values: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """New weights and slots in the dtype of the computation; arguments as in `updated`."""
+    """New weights and slots in the dtype of the computation; arguments as in `new_values`."""
     last_slot = 1 + len(rule.initial_values)
     variable, slots, residual = values[0], values[1:last_slot], values[last_slot:]
     dtype = compute_dtype(variable.dtype)
@@ -154,7 +149,7 @@ def moved(
 def update_variable(rule: Rule, scalars: Scalars, gradient: Tensor, storage: Sequence[Any]) -> None:
     """Updates a variable and its slots with a dense gradient."""
     old = [ops.convert_to_tensor(each) for each in storage]
-    for each, value in zip(storage, updated(rule, scalars, gradient, old), strict=True):
+    for each, value in zip(storage, new_values(rule, scalars, gradient, old), strict=True):
         each.assign(value)
 
 
@@ -167,9 +162,9 @@ def new_rows(
     rule: Rule, scalars: Scalars, gradient: Tensor, storage: Sequence[Any]
 ) -> tuple[Tensor, list[Tensor]]:
     """The indices of the rows that have a gradient, and their new values in table and slots."""
-    gradient, any_row = row_gradients.without_padding(gradient)
+    gradient, any_row = row_gradients.replace_padding(gradient)
     old = [row_gradients.gather(each, gradient.indices) for each in storage]
-    new = updated(rule, scalars, gradient.values, old)
+    new = new_values(rule, scalars, gradient.values, old)
     if any_row is not None:
         new = [ops.where(any_row, x, before) for x, before in zip(new, old, strict=True)]
     return gradient.indices, new
@@ -194,16 +189,9 @@ class Engine:
         """Takes one step for the variables that have a gradient; arguments as in `Group.step`."""
         self.step_on_this_replica(rule, scalars, gradients)
 
-    def step_without_gradients(self, rule: Rule, scalars: Scalars, indices: Iterable[int]) -> None:
-        """Like `step`, for a rule that needs no gradient: it gets zeros."""
-        self.step(rule, scalars, self.zeros(indices))
-
-    def zeros(self, indices: Iterable[int]) -> dict[int, Tensor]:
-        """A gradient of zeros for each of these variables."""
-        variables = {i: v for group in self.groups for i, v in group.variables.items()}
-        return {
-            i: ops.zeros(variables[i].shape, compute_dtype(variables[i].dtype)) for i in indices
-        }
+    def step_reduced(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]) -> None:
+        """Like `step`, with gradients that are the same on every replica."""
+        self.step(rule, scalars, gradients)
 
     def step_on_this_replica(
         self, rule: Rule, scalars: Scalars, gradients: Mapping[int, Tensor]
@@ -211,10 +199,6 @@ class Engine:
         """Like `step`; other replicas, if there are any, take the same step themselves."""
         for group, of_group in self.gradients_by_group(gradients):
             group.step(rule, scalars, of_group)
-
-    def shared_arrays(self) -> list[Any]:
-        """Variables that hold the slots of several model variables."""
-        return [array for group in self.groups for array in group.shared_arrays]
 
     def gradients_by_group(
         self, gradients: Mapping[int, Tensor]
@@ -255,7 +239,7 @@ class Backend:
         variables: Mapping[int, Any],
         initial_values: Mapping[int, Mapping[str, float]],
         lazy_rows: bool,
-        limits: Limits,
+        limits: Limits | None,
     ) -> Mapping[int, Any]:
         """The group of each small variable whose slots share arrays from the start, by index.
 
@@ -268,16 +252,12 @@ class Backend:
         """
         return {}
 
-    def unfused_engine(self, group: Group) -> Engine:
-        """An engine that updates one variable after another."""
-        return Engine([group])
-
-    def fused_engine(self, group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
-        """An engine that updates small variables together, and large ones in few operations.
+    def engine(self, group: Group, packs: Mapping[int, Any], limits: Limits | None) -> Engine:
+        """An engine.
 
         Args:
             group: the variables and slots that share no arrays.
             packs: the group of each other variable, by index.
-            limits: sizes.
+            limits: sizes; None: update one variable after another.
         """
-        raise NotImplementedError(self.unsupported_reason())
+        return Engine([group])

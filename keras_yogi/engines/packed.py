@@ -16,7 +16,6 @@ like the Keras variable that it replaces.
 
 import functools
 import itertools
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,13 +24,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_yogi import row_gradients
-from keras_yogi.engines.base import Group, Limits, Scalars, updated
+from keras_yogi.engines.base import Group, Limits, Scalars, new_values
 from keras_yogi.engines.compiled import Compiler, is_compiled_here
 from keras_yogi.half_precision import compute_dtype, is_half, slot_dtype
 from keras_yogi.rules import Rule
-
-ALIGNMENT = 64
-"""Bytes. TensorFlow splits an array without copying it if its rows have this length."""
 
 
 class ArrayPart:
@@ -64,6 +60,9 @@ class ArrayPart:
         indices = tf.expand_dims(rows.indices, -1)
         self.assign(tf.tensor_scatter_nd_update(self.value, indices, rows.values))
 
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.asarray(self.value, dtype)
+
     def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
         value = self.value if dtype is None else tf.cast(self.value, dtype)
         return tf.convert_to_tensor(value, name=name)
@@ -85,17 +84,18 @@ class PackedGroup(Group):
     ) -> None:
         """Takes native variables by index, and makes one array per initial value."""
         self.dtype = next(iter(variables.values())).dtype
-        # Full rows first, so that they stay aligned.
-        order = sorted(variables, key=lambda i: -self._row_length(variables[i].shape))
-        super().__init__({index: variables[index] for index in order}, {}, lazy_rows)
-        self.shapes = [variables[index].shape for index in order]
+        super().__init__(variables, {}, lazy_rows)
+        self.shapes = [variable.shape for variable in variables.values()]
         self.sizes = [shape.num_elements() for shape in self.shapes]
-        self.starts = dict(zip(order, itertools.accumulate(self.sizes, initial=0), strict=False))
-        # An even length: on the CPU, XLA's loops over an odd length take twice as long.
+        self.starts = dict(
+            zip(variables, itertools.accumulate(self.sizes, initial=0), strict=False)
+        )
+        # An even length: on the CPU, XLA's loops over an odd length take twice as long ("1 x
+        # 1,000,001" of benchmarks/update_cost.py).
         self.padding = sum(self.sizes) % 2
         self._compiled = compiled
         self._compile = limits.compile and sum(self.sizes) >= limits.compile_from
-        first = variables[order[0]]
+        first = next(iter(variables.values()))
         self.slot_names = list(initial_values)
         length = sum(self.sizes) + self.padding
         with tf.init_scope(), tf.distribute.get_strategy().extended.colocate_vars_with(first):
@@ -108,19 +108,10 @@ class PackedGroup(Group):
                 for name, initial in initial_values.items()
             ]
 
-    def _row_length(self, shape: tf.TensorShape) -> int:
-        """Elements per row if whole aligned rows fill the shape; otherwise 1."""
-        row = ALIGNMENT // self.dtype.size
-        return row if shape.num_elements() % row == 0 else 1
-
-    @property
-    def shared_arrays(self) -> Sequence[tf.Variable]:
-        return self.slots
-
-    def slot(self, index: int, slot_name: str, name: str, path: str) -> "PackedSlot":
-        """The slot of a variable, with the name and the path that Keras would give it."""
+    def slot(self, index: int, slot_name: str, name: str) -> "PackedSlot":
+        """The slot of a variable, with the name that Keras would give it."""
         array = self.slots[self.slot_names.index(slot_name)]
-        return PackedSlot(array, self.starts[index], self.variables[index].shape, name, path)
+        return PackedSlot(array, self.starts[index], self.variables[index].shape, name)
 
     def storage(self, index: int) -> Sequence[Any]:
         variable = self.variables[index]
@@ -131,8 +122,8 @@ class PackedGroup(Group):
         compiles = self._compile and is_compiled_here()
         present = sum(self.variables[index].shape.num_elements() for index in gradients)
         is_most = 2 * present >= sum(self.sizes)
-        # A compiled program locks the arrays. Without one, another thread could update variables
-        # that have no gradient here while whole arrays are read and written.
+        # Another thread may train variables that have no gradient here. A compiled program locks
+        # the arrays; without one, the parts of these variables must not be read and written.
         if len(gradients) < len(self.variables) and not (compiles and is_most):
             super().update(rule, scalars, gradients)
             return
@@ -163,14 +154,7 @@ class PackedGroup(Group):
 
     def _split(self, joined: tf.Tensor) -> list[tf.Tensor]:
         """The reverse of `_join`: one tensor per variable, in its shape."""
-        parts: list[tf.Tensor] = []
-        start = 0
-        for width, shapes in itertools.groupby(self.shapes, key=self._row_length):
-            lengths = [shape.num_elements() // width for shape in shapes]
-            end = start + width * sum(lengths)
-            rows = tf.reshape(joined[start:end], [-1, width] if width > 1 else [-1])
-            parts += tf.split(rows, lengths)
-            start = end
+        parts = tf.split(joined, [*self.sizes, self.padding])[: len(self.sizes)]
         return [tf.reshape(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
@@ -189,71 +173,34 @@ def update_arrays(
     """
     old = [tf.convert_to_tensor(array) for array in arrays]
     weights = tf.zeros_like(gradient) if weights is None else weights
-    weights, *new = updated(rule, scalars, gradient, [weights, *old])
+    weights, *new = new_values(rule, scalars, gradient, [weights, *old])
     for array, value, before in zip(arrays, new, old, strict=True):
         array.assign(value if mask is None else tf.where(mask, value, before))
     return weights
 
 
-class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
-    """One model variable's slot in a shared array, with the interface of a variable."""
+class PackedSlot(keras.Variable):
+    """One model variable's slot: a Keras variable whose value is a part of a shared array."""
 
-    trainable = False
-    overwrite_with_gradient = False
-    aggregation = "none"
-    constraint = regularizer = None
-    __hash__ = object.__hash__
+    def __init__(self, array: tf.Variable, start: int, shape: tf.TensorShape, name: str) -> None:
+        self.location = array, start
+        self._part = ArrayPart(array, start, shape)
+        dtype = self._part.dtype
+        super().__init__("zeros", shape, dtype, trainable=False, autocast=False, name=name)
 
-    def __init__(
-        self, array: tf.Variable, start: int, shape: tf.TensorShape, name: str, path: str
-    ) -> None:
-        super().__init__(array, start, shape)
-        self.name, self.path = name, path
+    def _initialize_with_initializer(self, initializer: Any) -> None:
+        self._value = self._part  # the array has its initial value
 
     @property
-    def location(self) -> tuple[tf.Variable, int]:
-        """The shared array, and the index of the slot's first element in it."""
-        return self.array, self.start
+    def value(self) -> tf.Tensor:
+        return self._part.value
 
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def assign(self, value: Any) -> "PackedSlot":
-        value = tf.cast(keras.ops.convert_to_tensor(value), self.dtype)
-        if not self.shape.is_compatible_with(value.shape):
-            raise ValueError(
-                f"`{self.path}` must be given a value of its shape {tuple(self.shape)}. "
-                f"Received: shape {tuple(value.shape)}"
-            )
-        super().assign(tf.ensure_shape(value, self.shape))  # if it is not known yet
-        return self
-
-    def assign_add(self, value: Any) -> "PackedSlot":
-        return self.assign(self.value + tf.cast(value, self.dtype))
-
-    def assign_sub(self, value: Any) -> "PackedSlot":
-        return self.assign(self.value - tf.cast(value, self.dtype))
-
-    def numpy(self) -> np.ndarray:
-        return self.value.numpy()
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        return np.asarray(self.numpy(), dtype)
-
-    def __pos__(self) -> tf.Tensor:
-        return self.value
-
-    def __round__(self, digits: int | None = None) -> tf.Tensor:
-        return keras.ops.round(self.value, digits or 0)
-
-    def __repr__(self) -> str:
-        return f"<PackedSlot path={self.path}, shape={tuple(self.shape)}, dtype={self.dtype}>"
+    def _direct_assign(self, value: Any) -> None:
+        value = tf.ensure_shape(value, self.shape)  # if it is not known yet
+        self._part.assign(tf.cast(value, self.dtype))
 
     # Checkpoints and SavedModels treat it as the variable that it replaces, so that they do not
     # depend on which variables were packed.
-
-    _should_act_as_resource_variable = True
 
     @property
     def _shared_name(self) -> str:
@@ -287,22 +234,3 @@ class PackedSlot(ArrayPart, tf.__internal__.tracking.Trackable):
     def _variable(self) -> tf.Variable:
         """A new variable of the same shape and dtype."""
         return tf.Variable(tf.zeros(self.shape, self.dtype), trainable=False, name=self.name)
-
-
-def _operator(name: str) -> Any:
-    function = getattr(operator, name, None)
-
-    def apply(self: PackedSlot, *others: Any) -> Any:
-        return function(self.value, *others) if function else getattr(self.value, name)(*others)
-
-    return apply
-
-
-for _name in (
-    *("__add__", "__sub__", "__mul__", "__truediv__", "__floordiv__", "__mod__", "__pow__"),
-    *("__radd__", "__rsub__", "__rmul__", "__rtruediv__", "__rfloordiv__", "__rmod__", "__rpow__"),
-    *("__matmul__", "__rmatmul__", "__neg__", "__abs__", "__getitem__", "__len__", "__iter__"),
-    *("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"),
-    *("__float__", "__int__", "__bool__", "__index__"),
-):
-    setattr(PackedSlot, _name, _operator(_name))

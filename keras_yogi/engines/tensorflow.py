@@ -25,8 +25,8 @@ from keras_yogi.engines.base import (
     Limits,
     Scalars,
     chunks,
-    moved,
     new_rows,
+    new_weights_and_slots,
     update_variable,
     write_rows,
 )
@@ -38,10 +38,6 @@ EAGER_GRAPHS = 16
 """The most graphs of whole steps per rule in an eager loop: one for each set of gradients."""
 PATIENCE = 20
 """How often a set of gradients, after the first that has a graph, must come to get one."""
-
-
-Member = tuple[tf.Tensor, Sequence[tf.Variable]]
-"""A gradient, and what it updates: a variable and its slots."""
 
 
 class CompiledGroup(Group):
@@ -70,23 +66,28 @@ class CompiledGroup(Group):
                 row_updates.append((storage, *new_rows(rule, scalars, gradient, storage)))
                 gradient = tf.zeros((), storage[0].dtype)
             members.append((gradient, storage))
-        self._update_in_place(rule, scalars, members)
-        for row_update in row_updates:
-            write_rows(*row_update)
-
-    def _update_in_place(self, rule: Rule, scalars: Scalars, members: Sequence[Member]) -> None:
         weights = self._compiled(update_in_place, rule)(members, scalars)
         if weights:
             parts = [(storage[0], storage[-1]) for _, storage in members]
             self._compiled(split_in_place, rule)(weights, parts)
+        for row_update in row_updates:
+            write_rows(*row_update)
 
 
-def update_in_place(rule: Rule, members: Sequence[Member], scalars: Scalars) -> list[tf.Tensor]:
-    """Updates variables and their slots. A gradient may be a scalar, for every weight.
+def update_in_place(
+    rule: Rule, members: Sequence[tuple[tf.Tensor, Sequence[tf.Variable]]], scalars: Scalars
+) -> list[tf.Tensor]:
+    """Updates variables and their slots.
+
+    Args:
+        rule: the update.
+        members: pairs of a gradient, which may be a scalar for every weight, and what it updates:
+            a variable and its slots.
+        scalars: the scalars of this step.
 
     Returns:
-        The weights of variables that keep a residual, for `split_in_place`. In one program XLA
-        would compute them once for each part, and copy their inputs.
+        The weights of variables that keep a residual, for `split_in_place`; an empty list if none
+        does. In one program XLA would compute them once for each part, and copy their inputs.
     """
     whole = []
     for gradient, (variable, *slots) in members:
@@ -95,7 +96,7 @@ def update_in_place(rule: Rule, members: Sequence[Member], scalars: Scalars) -> 
             update_variable(rule, scalars, gradient, (variable, *slots))
             continue
         old = [tf.convert_to_tensor(each) for each in (variable, *slots)]
-        weights, new = moved(rule, scalars, gradient, old)
+        weights, new = new_weights_and_slots(rule, scalars, gradient, old)
         for slot, value in zip(slots[:-1], new, strict=True):
             slot.assign(value)
         whole.append(weights)
@@ -151,11 +152,11 @@ class DistributedEngine(Engine):
             return [variable.get() if hasattr(variable, "get") else variable]
 
         def on_replica(replica: int) -> Group:
-            own = copy.copy(group)
-            own.variables, own.slots = tf.nest.map_structure(
+            local_group = copy.copy(group)
+            local_group.variables, local_group.slots = tf.nest.map_structure(
                 lambda variable: copies(variable)[replica], (group.variables, group.slots)
             )
-            return own
+            return local_group
 
         return [on_replica(replica) for replica in range(len(copies(first_variable(group))))]
 
@@ -172,7 +173,8 @@ class DistributedEngine(Engine):
             index: row_gradients.with_padding(g) if row_gradients.is_rows(g) else g
             for index, g in gradients.items()
         }
-        self._merge(rule, scalars, context.all_reduce(tf.distribute.ReduceOp.SUM, gradients))
+        summed = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        self.step_reduced(rule, scalars, summed)
 
     def _check_xla(self) -> None:
         """Raises a ValueError where a program of XLA would need the variables of several devices:
@@ -191,10 +193,9 @@ class DistributedEngine(Engine):
                 f"Received: a step compiled by XLA for {len(devices)} devices"
             )
 
-    def step_without_gradients(self, rule: Rule, scalars: Scalars, indices: Iterable[int]) -> None:
-        self._merge(rule, scalars, self.zeros(indices))
-
-    def _merge(self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]) -> None:
+    def step_reduced(
+        self, rule: Rule, scalars: Scalars, gradients: Mapping[int, tf.Tensor]
+    ) -> None:
         update = functools.partial(self._update, rule)
         tf.__internal__.distribute.interim.maybe_merge_call(
             update, self._strategy, scalars, gradients
@@ -228,8 +229,8 @@ class DistributedEngine(Engine):
             index: row_gradients.coalesce(g) if row_gradients.is_rows(g) else g
             for index, g in gradients.items()
         }
-        own = next(group for group in copies if first_variable(group) is variable)
-        own.step(rule, scalars, gradients)
+        local_group = next(group for group in copies if first_variable(group) is variable)
+        local_group.step(rule, scalars, gradients)
 
 
 class FusedEngine(TensorFlowEngine):
@@ -275,6 +276,7 @@ class EagerGraphs:
                 # reduce_retracing: batches differ in their number of rows.
                 graph = tf.function(step, autograph=False, reduce_retracing=True)
                 self._graphs[key], self._has_made_one = graph, True
+            # A bound on memory, for a loop whose set is new in every step.
             if key in self._seen or len(self._seen) < 64 * EAGER_GRAPHS:
                 self._seen[key] += 1
             return self._graphs.get(key, step)
@@ -314,8 +316,10 @@ class TensorFlowBackend(Backend):
         variables: Mapping[int, Any],
         initial_values: Mapping[int, Mapping[str, float]],
         lazy_rows: bool,
-        limits: Limits,
+        limits: Limits | None,
     ) -> Mapping[int, PackedGroup]:
+        if limits is None:
+            return {}
         floats = {i: native(v) for i, v in variables.items() if is_float(native(v))}
         small = {i: v for i, v in floats.items() if v.shape.num_elements() <= limits.pack_up_to}
         groups, compiled = {}, compiler()
@@ -326,31 +330,26 @@ class TensorFlowBackend(Backend):
                 groups.update(dict.fromkeys(indices, group))
         return groups
 
-    def unfused_engine(self, group: Group) -> Engine:
-        return engine_of(single_groups(group), TensorFlowEngine)
-
-    def fused_engine(self, group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
-        group = with_native_variables(group)
-        floats = {i: v for i, v in group.variables.items() if limits.compile and is_float(v)}
+    def engine(self, group: Group, packs: Mapping[int, Any], limits: Limits | None) -> Engine:
+        group, floats = with_native_variables(group), {}
+        if limits and limits.compile:
+            floats = {i: v for i, v in group.variables.items() if is_float(v)}
         # Sorted by shape, so that calls can share a compiled program.
         by_shape = dict(sorted(floats.items(), key=lambda item: tuple(item[1].shape)))
         compiled = compiler()
         large = [
-            CompiledGroup(*group.part(indices), compiled)
-            for indices in chunks(by_shape, limits.call_up_to)
+            CompiledGroup(*group.arguments_for(indices), compiled)
+            for indices in chunks(by_shape, limits.call_up_to if limits else 0)
         ]
-        rest = Group(*group.part(i for i in group.variables if i not in floats))
+        rest = Group(*group.arguments_for(i for i in group.variables if i not in floats))
         # dict.fromkeys: each group once, in order
-        return engine_of(
-            [*dict.fromkeys(packs.values()), *large, *single_groups(rest)], FusedEngine
-        )
-
-
-def engine_of(groups: Iterable[Group], on_one_device: type[Engine]) -> Engine:
-    """An engine for these groups, under the current strategy if there is one."""
-    if tf.distribute.has_strategy():
-        return DistributedEngine(groups, tf.distribute.get_strategy())
-    return on_one_device(groups)
+        single = [
+            Group(*rest.arguments_for(indices)) for indices in chunks(rest.variables, math.inf)
+        ]
+        groups = [*dict.fromkeys(packs.values()), *large, *single]
+        if tf.distribute.has_strategy():
+            return DistributedEngine(groups, tf.distribute.get_strategy())
+        return FusedEngine(groups) if limits else TensorFlowEngine(groups)
 
 
 def with_native_variables(group: Group) -> Group:
@@ -358,12 +357,6 @@ def with_native_variables(group: Group) -> Group:
     variables = {index: native(variable) for index, variable in group.variables.items()}
     slots = {index: [native(slot) for slot in group.slots[index]] for index in variables}
     return Group(variables, slots, group.lazy_rows)
-
-
-def single_groups(group: Group) -> list[Group]:
-    """Groups of the same variables, each of one dtype and device."""
-    group = with_native_variables(group)
-    return [Group(*group.part(indices)) for indices in chunks(group.variables, math.inf)]
 
 
 def first_variable(group: Group) -> tf.Variable:

@@ -25,17 +25,19 @@ class TorchBackend(Backend):
     def unsupported_reason(self) -> str | None:
         return None
 
-    def fused_engine(self, group: Group, packs: Mapping[int, Any], limits: Limits) -> Engine:
+    def engine(self, group: Group, packs: Mapping[int, Any], limits: Limits | None) -> Engine:
+        if limits is None:
+            return super().engine(group, packs, limits)
         tensors = {index: variable.value for index, variable in group.variables.items()}
         dtypes = {index: str(variable.dtype) for index, variable in group.variables.items()}
         full = {i: t for i, t in tensors.items() if dtypes[i] == compute_dtype(dtypes[i])}
         small = {i: t for i, t in full.items() if t.numel() <= limits.pack_up_to}
-        large = group.part(i for i in full if i not in small)
+        large = group.arguments_for(i for i in full if i not in small)
         return Engine(
             [
-                *(JoinedGroup(*group.part(i)) for i in chunks(small, limits.array_up_to)),
+                *(JoinedGroup(*group.arguments_for(i)) for i in chunks(small, limits.array_up_to)),
                 PiecewiseGroup(*large, limits.array_up_to),
-                Group(*group.part(i for i in tensors if i not in full)),
+                Group(*group.arguments_for(i for i in tensors if i not in full)),
             ]
         )
 

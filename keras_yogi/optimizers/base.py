@@ -9,7 +9,8 @@ same:
   variable's index in it, `_var_key` the key by which Keras knows a variable.
 - `_use_weight_decay` knows which variables are excluded from weight decay.
 - `_track_variable` adds a slot that is not a Keras variable to `optimizer.variables`.
-- `_learning_rate` tells a number from a schedule.
+- `_learning_rate` tells a number from a schedule; `_iterations` counts batches where `iterations`
+  counts steps.
 - `_apply_weight_decay`, `_update_model_variables_moving_average` and
   `_overwrite_model_variables_with_average_value` compute in the variable's dtype; weights in half
   precision need float32.
@@ -18,14 +19,13 @@ same:
 import dataclasses
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self, Unpack
 
 import keras
 from keras import ops
 
 from keras_yogi import checks, engines, half_precision, row_gradients, step_conditions
-from keras_yogi.any_optimizer import batches_made
 from keras_yogi.checks import Fused, KerasArguments, LearningRate, SparseUpdate
 from keras_yogi.half_precision import RESIDUAL
 from keras_yogi.optimizers import configuration, state
@@ -40,14 +40,14 @@ _OPTIONS = {
 }
 """Arguments that do not change the formula, each with its check."""
 
-_SETTLED = {*_OPTIONS, "use_ema", "gradient_accumulation_steps"}
-"""Arguments that `build` depends on: they cannot be changed later."""
+_FIXED_BY_BUILD = {*_OPTIONS, "use_ema", "gradient_accumulation_steps"}
+"""Arguments that `build` depends on: they cannot be changed after it."""
 
-_OF_GRADIENTS = (
+_NEEDS_FLOAT32_GRADIENTS = (
     *("clipnorm", "clipvalue", "global_clipnorm"),
     *("loss_scale_factor", "gradient_accumulation_steps"),
 )
-"""Arguments that make Keras compute with gradients."""
+"""With one of these arguments, Keras computes with the gradients."""
 
 _CHECKS = {**_OPTIONS, **checks.KERAS_CHECKS}
 
@@ -82,8 +82,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
-        # In `__dict__`: TensorFlow would save a normal attribute in checkpoints.
-        self.__dict__["_given"] = configuration.given_arguments(cls, args, kwargs)
+        # In `__dict__`: Keras refuses attributes before `__init__`.
+        self.__dict__["_constructor_arguments"] = configuration.given_arguments(cls, args, kwargs)
         return self
 
     def __init__(
@@ -109,7 +109,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         self._rule = rule
         self._engine = engines.Engine([])
         self._is_fused = False
+        # In `__dict__`: TensorFlow would save an attribute that is a dict in checkpoints.
         self.__dict__["_gradient_kinds"] = {}
+        self._known_counts = (0, 0)
 
     # Hyperparameters
 
@@ -130,12 +132,12 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         if name in _fields(self):
             rule = dataclasses.replace(self._rule, **{name: value})
             if built and rule.initial_values != self._rule.initial_values:
-                raise _settled(name, value)
+                raise _fixed_by_build(name, value)
             name, value = "_rule", rule
         elif name in _CHECKS:
             value = _CHECKS[name](name, value)
-            if built and name in _SETTLED and value != getattr(self, name):
-                raise _settled(name, value)
+            if built and name in _FIXED_BY_BUILD and value != getattr(self, name):
+                raise _fixed_by_build(name, value)
         super().__setattr__(name, value)
 
     def _set_learning_rate(self, learning_rate: Any) -> None:
@@ -165,7 +167,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         config = super().get_config()
         config |= {name: getattr(self, name) for name in (*_fields(self), *_OPTIONS)}
         for name in configuration.parameters(type(self)) - config.keys() - {"rule"}:
-            value = getattr(self, name, self._given.get(name))
+            value = getattr(self, name, self._constructor_arguments.get(name))
             config[name] = keras.saving.serialize_keras_object(value)
         return config
 
@@ -212,10 +214,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         super().build(variables)
         trained = {i: v for i, v in enumerate(variables) if _has_slots(v)}
         initial_values = {i: self._initial_values(v) for i, v in trained.items()}
-        lazy_rows, limits = self.sparse_update == "lazy", self.engine_limits
-        packs: Mapping[int, Any] = {}
-        if self._is_fused:
-            packs = engines.backend.packed_groups(trained, initial_values, lazy_rows, limits)
+        lazy_rows = self.sparse_update == "lazy"
+        limits = self.engine_limits if self._is_fused else None
+        packs = engines.backend.packed_groups(trained, initial_values, lazy_rows, limits)
         names = list(self._rule.initial_values)
         if any(RESIDUAL in values for values in initial_values.values()):
             names.append(RESIDUAL)
@@ -230,18 +231,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
                         slots[name][index] = slot
         for name, of_all in slots.items():
             setattr(self, _attribute(name), of_all)
-        # In `__dict__`: TensorFlow would save a normal attribute in checkpoints.
-        self.__dict__["_slot_names"] = tuple(names)
         if self.skip_nonfinite:
             self._skipped_steps = self._counter("skipped_steps")
             self._skipped_in_a_row = self._counter("skipped_in_a_row")
         alone = {index: variable for index, variable in trained.items() if index not in packs}
         own_slots = {i: [slots[name][i] for name in initial_values[i]] for i in alone}
         group = engines.Group(alone, own_slots, lazy_rows)
-        if self._is_fused:
-            self._engine = engines.backend.fused_engine(group, packs, limits)
-        else:
-            self._engine = engines.backend.unfused_engine(group)
+        self._engine = engines.backend.engine(group, packs, limits)
 
     def _unfused_reason(self) -> str | None:
         if self._overrides_update_step():
@@ -261,11 +257,14 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         # The name that Keras would give the slot.
         slot_name = f"{checks.path(variable).replace('/', '_').replace(':', '_')}_{name}"
         if pack is not None:
-            slot = pack.slot(index, name, slot_name, f"{self.name}/{slot_name}")
+            with keras.name_scope(self.name, caller=self):
+                slot = pack.slot(index, name, slot_name)
             self._track_variable(slot)
             return slot
         if name != RESIDUAL:
-            return self.add_variable_from_reference(variable, name, _constant(initial))
+            is_float = "float" in keras.backend.standardize_dtype(variable.dtype)
+            initializer = _constant(initial) if initial and is_float else "zeros"
+            return self.add_variable_from_reference(variable, name, initializer)
         with engines.backend.colocated_with(variable):
             layout = getattr(variable, "_layout", None)
             return self.add_variable(
@@ -311,8 +310,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         Args:
             variable: a model variable that the optimizer was built with.
         """
-        kinds: dict[int, bool] = self.__dict__["_gradient_kinds"]
-        return kinds.get(self.index_of(variable))
+        return self._gradient_kinds.get(self.index_of(variable))
 
     def index_of(self, variable: Any) -> int:
         """The index of a model variable in `trained_variables`, an integer ≥ 0.
@@ -349,7 +347,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
                 f"Slots need an optimizer that is built: call `{self.name}.build(variables)` or "
                 "train a step first. Received: an optimizer that is not built"
             )
-        return {name: getattr(self, _attribute(name)) for name in self._slot_names}
+        names = [n for n in (*self._rule.initial_values, RESIDUAL) if hasattr(self, _attribute(n))]
+        return {name: getattr(self, _attribute(name)) for name in names}
 
     def get_slot(self, variable: keras.Variable, name: str) -> Tensor:
         """The value of a slot for one model variable.
@@ -445,26 +444,24 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
                 slots are then unchanged.
         """
         grads = checks.gradient_list(grads)
-        if trainable_variables is None and not self.built:
-            super().apply(grads)  # raises Keras's error
+        if not grads or (trainable_variables is None and not self.built):
+            super().apply(grads)  # does nothing, or raises Keras's error
             return
         if trainable_variables is None:
             variables = self.trained_variables
         else:
             variables = checks.variable_list("trainable_variables", trainable_variables)
-        if not grads:
-            return
         conditional = ("gradient_accumulation_steps", "ema_overwrite_frequency")
         engines.backend.check_conditional_updates(
             n for n in conditional if getattr(self, n) is not None
         )
         grads = checks.gradients(grads, variables)
-        if not self.built:  # Keras might build inside a condition
+        if not self.built:  # Keras would build inside of `skip_nonfinite`'s condition
             with keras.name_scope(self.name, caller=self):
                 self.build(variables)
         grads = [self._coalesced(g, v) for g, v in zip(grads, variables, strict=True)]
         if not self.skip_nonfinite or all(g is None for g in grads):
-            with step_conditions.after_a_batch(grads):
+            with step_conditions.wait_for_batch(grads):
                 self._apply(grads, variables)
             return
         counters = {id(counter) for counter in self.counters}
@@ -477,11 +474,13 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         )
 
     def _apply(self, grads: Sequence[Tensor | None], variables: Sequence[Any]) -> None:
-        frequency = self.ema_overwrite_frequency
-        overwrites = ops.equal((self.iterations + 1) % frequency, 0) if frequency else False
-        super().apply([row_gradients.divisible(g) for g in grads], variables)
-        if frequency and keras.config.backend() == "jax":
-            self._take_residuals_of_averages(overwrites)
+        if not self.ema_overwrite_frequency or keras.config.backend() != "jax":
+            super().apply(grads, variables)
+            return
+        # Before `apply`, as Keras does: the step changes `iterations`.
+        overwrites = ops.equal((self.iterations + 1) % self.ema_overwrite_frequency, 0)
+        super().apply(grads, variables)
+        self._take_residuals_of_averages(overwrites)
 
     def _take_residuals_of_averages(self, overwritten: Tensor) -> None:
         """On JAX, Keras itself overwrites variables with their averages. Sets the residuals
@@ -497,17 +496,18 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     def _coalesced(self, gradient: Tensor | None, variable: Any) -> Tensor | None:
         """Sums repeated rows. Makes the gradient dense where Keras needs all of it."""
-        kinds, index = self.__dict__["_gradient_kinds"], self.index_of(variable)
+        kinds, index = self._gradient_kinds, self.index_of(variable)
         if gradient is None:
             return None
         kinds[index] = kinds.get(index, False) or row_gradients.is_rows(gradient)
-        if any(getattr(self, name) is not None for name in _OF_GRADIENTS):
+        if any(getattr(self, name) is not None for name in _NEEDS_FLOAT32_GRADIENTS):
             # Otherwise Keras would compute in half precision.
             values = row_gradients.values_of(gradient)
             dtype = half_precision.compute_dtype(gradient.dtype)
             gradient = row_gradients.with_values(gradient, ops.cast(values, dtype))
         if not row_gradients.is_rows(gradient):
             return gradient
+        # Keras adds up whole gradients, and assigns one to a variable without slots.
         if self.gradient_accumulation_steps or not _has_slots(variable):
             return row_gradients.dense(gradient)
         return row_gradients.coalesce(gradient)
@@ -523,7 +523,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """Updates the variables by gradients that Keras has scaled and clipped."""
         if self._overrides_update_step():
             # Keras sums the replicas' gradients and calls `update_step` for each variable.
-            grads = [row_gradients.without_negative_rows(g) for g in grads]
+            grads = [row_gradients.remove_padding(g) for g in grads]
             super()._backend_update_step(grads, trainable_variables, learning_rate)
         else:
             indices = map(self.index_of, trainable_variables)
@@ -542,7 +542,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         if decayed:
             rule = DecayRule(self._rule, self.weight_decay)
             scalars = self._scalars(self.learning_rate)
-            self._engine.step_without_gradients(rule, scalars, map(self.index_of, decayed))
+            zeros = {self.index_of(v): ops.zeros(v.shape, "float32") for v in decayed}
+            self._engine.step_reduced(rule, scalars, zeros)
 
     def _update_model_variables_moving_average(self, trainable_variables: Sequence[Any]) -> None:
         """Hands Keras the full weights to average: variable plus residual."""
@@ -588,8 +589,8 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """With `use_ema`, sets the variables to their averages, as Keras does at the end of `fit`.
 
-        Warns if v₀ or ε keeps nearly all weights from moving, and if `skip_nonfinite` has skipped
-        most steps.
+        Warns if nearly no weight moves because v₀ or ε is large, and if `skip_nonfinite` has
+        skipped most steps.
 
         Args:
             var_list: a list of the variables that the optimizer was built with, in that order. On
@@ -618,9 +619,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     def _warn_if_most_steps_were_skipped(self) -> None:
         """Counts the steps since its last call: a model that has diverged skips every step."""
-        counts = (self.skipped_steps, batches_made(self))
-        known = self.__dict__.get("_known_counts", (0, 0))
-        self.__dict__["_known_counts"] = counts
+        batches = int(self._iterations.numpy()) + self.skipped_steps
+        counts = (self.skipped_steps, batches)
+        known, self._known_counts = self._known_counts, counts
         skipped, made = (max(now - then, 0) for now, then in zip(counts, known, strict=True))
         if 2 * skipped > made:
             warnings.warn(
@@ -636,7 +637,9 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
         """Adds the arrays that slots share to a SavedModel, whose functions use them."""
         children = super()._trackable_children(save_type, **options)
         if save_type == "savedmodel":
-            children |= {f"array_{i}": a for i, a in enumerate(self._engine.shared_arrays())}
+            locations = [v.location for v in self.variables if hasattr(v, "location")]
+            arrays = {id(array): array for array, _ in locations}
+            children |= {f"array_{i}": array for i, array in enumerate(arrays.values())}
         return children
 
     def set_weights(self, weights: Sequence[Any]) -> None:
@@ -683,7 +686,7 @@ def _fields(optimizer: AdaptiveOptimizer) -> tuple[str, ...]:
     return () if rule is None else tuple(field.name for field in dataclasses.fields(rule))
 
 
-def _settled(name: str, value: Any) -> ValueError:
+def _fixed_by_build(name: str, value: Any) -> ValueError:
     rule = "set before the optimizer is built: `build` depends on it"
     return checks.reject(name, rule, value)
 
@@ -700,10 +703,4 @@ def _attribute(slot_name: str) -> str:
 
 def _constant(value: float) -> Any:
     """An initializer. keras.initializers.Constant would round float64 values to float32."""
-
-    def initialize(shape: Sequence[int], dtype: Any = None) -> Tensor:
-        is_float = "float" in keras.backend.standardize_dtype(dtype)
-        zeros = ops.zeros(shape, dtype)
-        return zeros + value if is_float and value else zeros
-
-    return initialize
+    return lambda shape, dtype=None: ops.full(shape, value, dtype)

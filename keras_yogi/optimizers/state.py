@@ -58,6 +58,7 @@ def load(optimizer: "AdaptiveOptimizer", store: Any) -> None:
     saved_kept = attributes.get("kept", kept)
     places = [str(text).split() for text in attributes.get("residuals", ())]
     dtypes = {int(index): dtype for index, dtype in places}
+    # A store without attributes, such as a dict: only the number of arrays tells.
     if not attributes and len(saved) == len(variables) + len(residuals):
         dtypes = {index: dtype for index, (dtype, _) in residuals.items()}
     if len(saved) - len(dtypes) != len(variables) or saved_kept != kept:
