@@ -4,7 +4,15 @@ import keras
 import numpy as np
 import pytest
 from support.backend import BACKEND, COMPILED, XLA, array
-from support.cases import KERAS_OPTIONS, OPTIONS, default_case, every_case, options, plain_case
+from support.cases import (
+    CASES,
+    KERAS_OPTIONS,
+    OPTIONS,
+    default_case,
+    every_case,
+    options,
+    plain_case,
+)
 from support.comparison import (
     TOLERANCE,
     assert_agrees,
@@ -39,15 +47,22 @@ def test_keras_arguments(case, options):
 
 
 @options(["accumulation, clipnorm, decay", "decay, overwriting ema"])
-@every_case
+@plain_case
 def test_keras_arguments_together(case, options):
     assert_agrees_at_every_step(case, options, "eager")
 
 
-@options(["global_clipnorm", "accumulation, overwriting ema"])
-@default_case
-def test_keras_arguments_in_xla(case, options):
-    assert_agrees_at_every_step(case, options, XLA, "float32")
+@every_case
+def test_keras_arguments_with_every_kind_of_rule(case):
+    options = OPTIONS["accumulation, clipnorm, decay"]
+    assert_agrees_at_every_step(case, options, COMPILED)
+
+
+@pytest.mark.parametrize(
+    ("case", "option"), [("adam", "global_clipnorm"), ("yogi", "accumulation, overwriting ema")]
+)
+def test_keras_arguments_in_xla(case, option):
+    assert_agrees_at_every_step(CASES[case], OPTIONS[option], XLA, "float32")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.backend import WITHOUT_XLA
 from support.processes import run_python
 
 import keras_yogi
@@ -17,7 +18,7 @@ Y = X[:, :2]
 def compiled(optimizer=None, layers=(), **arguments):
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(2)])
-    model.compile(optimizer or keras_yogi.Yogi(0.01), loss="mse", **arguments)
+    model.compile(optimizer or keras_yogi.Yogi(0.01), loss="mse", **{**WITHOUT_XLA, **arguments})
     return model
 
 
@@ -61,20 +62,22 @@ DATA = {
     "PyDataset": Batches,
     "arrays": lambda: (X, Y),
 }
+# Every kind of data, and every option with what has a length and with what has none.
 OPTIONS = {
-    "default": {},
-    "eager": dict(run_eagerly=True),
-    "three steps an execution": dict(steps_per_execution=3),
-    "without XLA": dict(jit_compile=False),
+    "eager": (dict(run_eagerly=True), ["arrays", "unknown size"]),
+    "three steps an execution": (dict(steps_per_execution=3), DATA),
+    "with XLA": (dict(jit_compile=True), ["arrays", "unknown size"]),
+    "without XLA": ({}, DATA),
 }
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize("data", DATA.values(), ids=DATA.keys())
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_batches_are_counted_whatever_tells_their_number(data, options):
-    model = compiled(**options)
-    given = data()
+@pytest.mark.parametrize(
+    ("option", "data"), [(option, data) for option, (_, of) in OPTIONS.items() for data in of]
+)
+def test_batches_are_counted_whatever_tells_their_number(option, data):
+    model = compiled(**OPTIONS[option][0])
+    given = DATA[data]()
     x, y = given if isinstance(given, tuple) else (given, None)
     keras_yogi.warm_start(model, x, y, batch_size=16, verbose=0)
     for v, g in zip(velocities(model), mean_gradients(model, list(generator())), strict=True):
@@ -137,7 +140,9 @@ def test_variables_without_gradients_keep_their_velocity(is_built, scaled):
     keras.utils.set_random_seed(1)
     model = Averaged()
     optimizer = keras_yogi.Yogi(0.01, initial_accumulator_value=0.5)
-    model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer)
+    model.compile(
+        keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, **WITHOUT_XLA
+    )
     if is_built:
         model.optimizer.build(model.trainable_variables)
     keras_yogi.warm_start(model, X, verbose=0)

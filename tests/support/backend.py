@@ -98,6 +98,9 @@ FIT_MODES: dict[str, dict[str, Any]] = {
     "jax": {"fit": {}, "fit, eagerly": {"run_eagerly": True}},
     "torch": {"fit": {}},
 }[BACKEND]
+# For `compile` where XLA is not what a test is about: a graph is there in a third of the time. (JAX
+# has nothing else to compile with.)
+WITHOUT_XLA: dict[str, Any] = {"jit_compile": False} if ON_TENSORFLOW else {}
 # The engines there are: the arguments that ask for them.
 ENGINES: dict[str, dict[str, Any]] = {
     "unfused": {"fused": False},

@@ -43,6 +43,13 @@ def assert_follows_the_reference(case: Any, mode: str, dtype: str) -> None:
     assert_same_trajectory(actual, expected, tolerance)
 
 
+def assert_all_close(actual: Sequence[Any], expected: Sequence[Any], tolerance: float) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(
+            np.asarray(a, "float64"), np.asarray(b, "float64"), rtol=tolerance, atol=tolerance
+        )
+
+
 def assert_close(actual: Any, expected: Array, tolerance: float, label: str = "") -> None:
     """To `tolerance` of the array's largest value."""
     scale = np.max(np.abs(expected), initial=0.0) or 1.0

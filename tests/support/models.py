@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from support.backend import WITHOUT_XLA
 from support.comparison import snapshot
 from support.reference import Array
 
@@ -46,7 +47,7 @@ def regression_model(optimizer: Any, **compile_arguments: Any) -> keras.Model:
     keras.utils.set_random_seed(12)
     layers = [keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((3,)), *layers])
-    model.compile(optimizer, loss="mse", **compile_arguments)
+    model.compile(optimizer, loss="mse", **{**WITHOUT_XLA, **compile_arguments})
     return model
 
 
@@ -72,7 +73,7 @@ def sine_model(
     model = keras.Sequential([keras.Input((5,)), *hidden, keras.layers.Dense(1)])
     random = np.random.default_rng(8)
     model.set_weights([random.normal(size=w.shape) / 2 for w in model.get_weights()])
-    model.compile(optimizer, loss="mse", **arguments)
+    model.compile(optimizer, loss="mse", **{**WITHOUT_XLA, **arguments})
     return model
 
 

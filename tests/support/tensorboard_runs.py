@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from support.backend import WITHOUT_XLA
 from support.figures import FIGURES
 
 LAYERS = {
@@ -53,7 +54,7 @@ def lookup_model(optimizer, dropout=0.0):
             keras.layers.Dense(1, name="out"),
         ]
     )
-    model.compile(optimizer, loss="mse", metrics=["mae"])
+    model.compile(optimizer, loss="mse", metrics=["mae"], **WITHOUT_XLA)
     return model
 
 

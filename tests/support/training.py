@@ -44,6 +44,10 @@ def variables_of(weights: Sequence[Array], dtype: str = "float32") -> list[keras
     return [keras.Variable(np.array(w), dtype=dtype, name=f"w{i}") for i, w in enumerate(weights)]
 
 
+def ones_of(*shapes: tuple[int, ...], dtype: str = "float32") -> list[keras.Variable]:
+    return variables_of([np.ones(shape) for shape in shapes], dtype)
+
+
 def take_steps(
     optimizer: Any,
     variables: Sequence[keras.Variable],

@@ -1,4 +1,4 @@
-"""Variables on a device that is not the first: run in a process of its own by `test_ordinary_uses`,
+"""Variables on a device that is not the first: `test_devices_and_threads` runs it in a new process,
 because TensorFlow must not have started when the CPU is divided into two logical devices.
 """
 
