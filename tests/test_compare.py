@@ -84,6 +84,7 @@ def test_tensorboard_gets_what_the_optimizer_does(job):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("job", ["diabetes"], indirect=True)
 def test_no_noise_of_tensorflow_and_what_is_printed_last(job, tmp_path):
     """Neither from C++, before any setting is read; in a shell that sets nothing."""
     variables = environment()
@@ -201,7 +202,7 @@ def test_with_the_same_epsilon_both_adams_take_the_same_way(compare, tmp_path):
     ε = 1e-8, at one place 1e-8 and at the other up to 1e-8 / √0.001 next to roots of 1e-2 to 1:
     3e-5 in the first steps, less later. Other batches change the losses by over 1e-2.
     """
-    compare.main(["--epochs", "4", "--epsilon", "1e-8", "--logdir", str(tmp_path)])
+    compare.main(["--epochs", "2", "--epsilon", "1e-8", "--logdir", str(tmp_path)])
     ours, theirs = (
         results_of(tmp_path)["optimizers"][name]["train"]["mean"]
         for name in ("keras_yogi.Adam", "keras.optimizers.Adam")
@@ -290,6 +291,7 @@ def test_airfoil_gives_the_textbooks_losses(compare, airfoil_file, monkeypatch, 
 # A TensorBoard server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["diabetes"], indirect=True)
 def test_tensorboard_server_shows_every_run(job, tmp_path):
     expected = {}

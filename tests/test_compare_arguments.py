@@ -73,6 +73,7 @@ def test_data_that_is_not_the_airfoil_file_is_refused(
         assert "No such file or directory" in message
 
 
+@pytest.mark.slow
 def test_without_file_and_network_the_error_says_how_to_give_the_file(tmp_path):
     finished = run_example(
         tmp_path,

@@ -331,6 +331,14 @@ def test_warm_start_under_the_strategy(results):
         assert_same_fit(results["warm_start"][when], expected[when])
 
 
+def test_each_replica_keeps_its_own_statistics_in_a_warm_start(results):
+    assert all(results["own statistics"].values()), results["own statistics"]
+
+
+def test_diagnose_under_the_strategy(results):
+    assert results["figures"] == "agree"
+
+
 def test_get_slot_everywhere(results):
     outside, *elsewhere = results["get_slot"]
     # two replicas with the gradient (1, 3) each: v = v₀ + (1 − β₂) (2² , 6²)

@@ -47,9 +47,9 @@ def layout_gradients(layout, step):
     random = np.random.default_rng(1000 + step)
     gradients = []
     for shape, dtype in layout:
-        # Drawn in float32, which is quicker
+        # Drawn in float32, which is quicker, and where an exponential may be 0
         normal = random.standard_normal(shape, "float32")
-        root = np.sqrt(random.standard_exponential(shape, "float32"))
+        root = np.sqrt(random.standard_exponential(shape, "float32") + np.float32(1e-7))
         gradients.append(tf.constant(normal / root * (random.random(shape) > 0.3), dtype))
     return gradients
 

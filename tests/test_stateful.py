@@ -674,7 +674,7 @@ def budget(examples, steps):
 
 
 def test_all_agree_after_any_sequence():
-    examples = 16 if DEVICES == 1 else 6
+    examples = 12 if DEVICES == 1 else 4
     run_state_machine_as_test(OptimizerMachine, settings=budget(examples, steps=10))
 
 

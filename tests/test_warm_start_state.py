@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from support.backend import WITHOUT_XLA
-from support.processes import run_python
 
 import keras_yogi
 
@@ -255,36 +254,3 @@ def test_keras_2_is_named():
         keras_yogi.warm_start(types.SimpleNamespace(optimizer=of_keras_2("Adam")), X, Y)
     with pytest.raises(ValueError, match=r"`optimizer` is of Keras 2.*TF_USE_LEGACY_KERAS"):
         keras_yogi.diagnose(of_keras_2("Adam"))
-
-
-# Replicas
-
-TWO_REPLICAS = """
-import keras, numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras_yogi
-x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-with strategy.scope():
-    layers = [keras.layers.Dense(3), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
-    model = keras.Sequential([keras.Input((4,)), *layers])
-    model.compile(keras_yogi.Yogi(0.01), "mse")
-model.fit(x, x[:, :2], epochs=0)
-parts = [part for v in model.variables for part in v.value.values]
-statistics = layers[1].moving_mean.value.values
-assert len(statistics) == 2
-for number, part in enumerate(statistics):
-    part.assign(tf.fill([3], float(number)))
-before = [part.numpy() for part in parts]
-keras_yogi.warm_start(model, x, x[:, :2], verbose=0)
-for part, value in zip(parts, before, strict=True):
-    np.testing.assert_array_equal(part.numpy(), value)
-assert model.optimizer.get_slot(layers[0].kernel, "velocity").numpy().max() > 0
-"""
-
-
-@pytest.mark.slow
-def test_each_replica_keeps_its_own_statistics():
-    process = run_python("-c", TWO_REPLICAS)
-    assert process.returncode == 0, process.stderr[-2000:]

@@ -153,7 +153,7 @@ class Signs(keras.callbacks.Callback):
         os.write(self.pipe, b".")
 
 
-BATCHES = 601
+BATCHES = 361
 SAVE_FREQ = 3  # does not divide BATCHES: the last backup always has a batch to come
 
 
