@@ -31,7 +31,7 @@ from support.processes import run_python
 from support.reference import KerasReference, reference_trajectory
 from support.training import trajectory
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.distribute]
 
 # The replicas' gradients add up without rounding, and the update is the same sequence of float32
 # operations: the trajectories are equal to the last bit where the machine's scalar and vector

@@ -46,6 +46,8 @@ from support.distribute_training import (
     text_model,
     trajectories,
 )
+from support.figures import assert_figures
+from support.models import regression, regression_model
 from support.processes import ROOT
 from support.training import whole_weights
 
