@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from support.backend import WITHOUT_XLA
+from support.backend import WITHOUT_XLA, gradients_of, tensor
 from support.comparison import snapshot
 from support.reference import Array
 
@@ -93,6 +93,22 @@ def fit_sine(
         epochs=first_epoch + epochs,
         callbacks=list(callbacks),
     )
+
+
+def by_loop(model: keras.Model, infinite: bool = False, epochs: int = EPOCHS) -> None:
+    """The steps of `fit_sine`, one call of `apply` after another."""
+    x, y = sine(infinite=infinite)
+    variables = model.trainable_variables
+    for start in list(range(0, len(x), 16)) * epochs:
+        batch = slice(start, start + 16)
+        gradients = gradients_of(
+            lambda batch=batch: keras.ops.mean(
+                keras.ops.square(model(x[batch]) - tensor(y[batch]))
+            ),
+            variables,
+        )
+        model.optimizer.apply(gradients, variables)
+    model.optimizer.finalize_variable_values(variables)
 
 
 def model_state(model: keras.Model) -> list[Array]:

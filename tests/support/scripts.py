@@ -1,5 +1,6 @@
-"""Scripts, run as a user runs them, but in forks of one process that has imported TensorFlow and not
-yet used it: the import takes longer than most of them.
+"""Scripts, run as a user runs them, but in forks of one process that has imported TensorFlow and
+not yet used it: the import takes longer than most of them.
+
 python -m support.scripts    forks itself for each line of its input
 """
 

@@ -85,6 +85,14 @@ def state_of(optimizer: Any, variables: Sequence[keras.Variable]) -> list[dict[s
     ]
 
 
+def stateless(optimizer: Any, count: int = 5) -> tuple[Any, tuple[list, list, list]]:
+    """A built optimizer's `stateless_apply`, and what it takes."""
+    variables = [keras.Variable(np.full(3, i + 1.0), dtype="float32") for i in range(count)]
+    optimizer.build(variables)
+    values = [v.value for v in variables]
+    return optimizer.stateless_apply, ([v.value for v in optimizer.variables], values, values)
+
+
 def trajectory(
     optimizer: keras.optimizers.Optimizer,
     weights: Sequence[Array],
