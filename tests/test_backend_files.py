@@ -10,28 +10,23 @@ from support.processes import run_python
 pytestmark = pytest.mark.skipif(ON_TENSORFLOW, reason="other backends than TensorFlow")
 
 
-@pytest.fixture(scope="module", params=["from TensorFlow", "to TensorFlow"])
-def exchanged(request, tmp_path_factory):
-    """The folder of files that one backend has written and another has read."""
-    folder = tmp_path_factory.mktemp("exchanged")
-
-    def on_tensorflow(what):
-        done = run_python("-m", "support.file_exchange", what, folder, KERAS_BACKEND="tensorflow")
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    if request.param == "from TensorFlow":
-        on_tensorflow("save")
-        file_exchange.load(folder)
-    else:
-        file_exchange.save(folder)
-        on_tensorflow("load")
-    return folder
+@pytest.fixture(scope="module")
+def exchanged(tmp_path_factory):
+    """The folders of files that one backend has written and another has read."""
+    written, read = (tmp_path_factory.mktemp(name) for name in ("written", "read"))
+    file_exchange.save(written)
+    jobs = ("load", written, "save", read)
+    done = run_python("-m", "support.file_exchange", *jobs, KERAS_BACKEND="tensorflow")
+    assert done.returncode == 0, done.stderr[-3000:]
+    file_exchange.load(read)
+    return {"from TensorFlow": read, "to TensorFlow": written}
 
 
 @pytest.mark.parametrize("name", file_exchange.EXCHANGED)
-def test_training_goes_on_on_another_backend(exchanged, name):
+@pytest.mark.parametrize("direction", ["from TensorFlow", "to TensorFlow"])
+def test_training_goes_on_on_another_backend(exchanged, direction, name):
     saved, loaded, ours, theirs = (
-        file_exchange.read(exchanged, name, when)
+        file_exchange.read(exchanged[direction], name, when)
         for when in ("saved", "loaded", "trained on", "loaded and trained on")
     )
     for old, new in zip(saved, loaded, strict=True):  # counters are wider on TensorFlow

@@ -201,20 +201,24 @@ def test_repeated_rows_are_summed(option):
 # Figures
 
 
-@pytest.mark.parametrize("frequency", ["batch", "epoch"])
-def test_tensorboard(frequency, tmp_path):
-    """The figures are those of the slots, and training is what it is without the callback."""
+def test_tensorboard(tmp_path):
+    """The figures are those of the slots, and training is what it is without the callbacks."""
     watched, alone = (lookup_model(CASES["yogi"].optimizer(0.0625)) for _ in range(2))
-    callback = keras_yogi.TensorBoard(tmp_path, histogram_freq=1, optimizer_freq=frequency)
-    fit_lookups(watched, callback, shuffle=False)
+    steps_of = {"batch": [1, 2, 3, 4, 5, 6], "epoch": [0, 1]}
+    callbacks = [
+        keras_yogi.TensorBoard(tmp_path / frequency, 1, optimizer_freq=frequency)
+        for frequency in steps_of
+    ]
+    fit_lookups(watched, *callbacks, shuffle=False)
     fit_lookups(alone, keras.callbacks.Callback(), shuffle=False)
     assert_unchanged(model_state(alone), model_state(watched))
     _, model = by_hand(watched.optimizer, watched.trainable_variables)
-    for figure, expected in model.items():
-        steps = scalars(tmp_path, f"optimizer/{figure}")
-        assert list(steps) == ([1, 2, 3, 4, 5, 6] if frequency == "batch" else [0, 1])
-        assert list(steps.values())[-1] == pytest.approx(expected, rel=ROUNDING), figure
-    assert any(kind == "histograms" for _, kind in events(tmp_path))
+    for frequency, steps in steps_of.items():
+        for figure, expected in model.items():
+            found = scalars(tmp_path / frequency, f"optimizer/{figure}")
+            assert list(found) == steps
+            assert list(found.values())[-1] == pytest.approx(expected, rel=ROUNDING), figure
+        assert any(kind == "histograms" for _, kind in events(tmp_path / frequency))
 
 
 def test_diagnose():

@@ -246,7 +246,10 @@ def growth(step, steps):
     return np.diff(counts, axis=0).min(axis=0) / (steps // 5)
 
 
-@pytest.mark.parametrize(("in_a_graph", "steps"), [(False, 400), (True, 300)][: 1 + ON_TENSORFLOW])
+@pytest.mark.parametrize(
+    ("in_a_graph", "steps"),
+    [(False, 400 if ON_TENSORFLOW else 150), (True, 300)][: 1 + ON_TENSORFLOW],
+)
 @plain_case
 @pytest.mark.slow
 def test_many_steps_leak_nothing(case, in_a_graph, steps):

@@ -3,11 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from support.backend import BACKEND, COMPILED, XLA, array
+from support.backend import BACKEND, COMPILED, ENGINES, XLA, array
 from support.cases import (
     CASES,
     KERAS_OPTIONS,
     OPTIONS,
+    PLAIN,
     default_case,
     every_case,
     options,
@@ -39,11 +40,19 @@ def assert_agrees_at_every_step(case, options, mode, dtype="float64"):
     assert_same_trajectory(actual, expected, 2 * TOLERANCE[dtype])
 
 
-# Schedules are in test_contract_learning_rates.
-@options(name for name, o in KERAS_OPTIONS.items() if "learning_rate" not in o)
-@plain_case
-def test_keras_arguments(case, options):
-    assert_agrees_at_every_step(case, options, COMPILED)
+# Schedules are in test_contract_learning_rates. Each engine has every option; where there is one
+# engine alone, the rules take turns.
+ARGUMENTS = [name for name, options in KERAS_OPTIONS.items() if "learning_rate" not in options]
+CASES_OF_EACH = [
+    (case, option)
+    for number, option in enumerate(ARGUMENTS)
+    for case in (PLAIN if len(ENGINES) > 1 else [list(PLAIN)[number % 2]])
+]
+
+
+@pytest.mark.parametrize(("case", "option"), CASES_OF_EACH)
+def test_keras_arguments(case, option):
+    assert_agrees_at_every_step(PLAIN[case], OPTIONS[option], COMPILED)
 
 
 @options(["accumulation, clipnorm, decay", "decay, overwriting ema"])

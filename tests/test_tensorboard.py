@@ -90,7 +90,7 @@ def watched_at(folder, frequencies, epochs=2, batch_size=16, **arguments):
         )
         for of_one, frequency in zip(folders, frequencies, strict=True)
     ]
-    model.fit(*lookups(), epochs=epochs, batch_size=batch_size, callbacks=callbacks, verbose=0)
+    fit_lookups(model, *callbacks, epochs=epochs, batch_size=batch_size)
     return folders
 
 

@@ -58,10 +58,10 @@ def lookup_model(optimizer, dropout=0.0):
     return model
 
 
-def fit_lookups(model, callback, epochs=2, **arguments):
+def fit_lookups(model, *callbacks, epochs=2, **arguments):
     """Three batches an epoch."""
     arguments = {"batch_size": 16, "verbose": 0, **arguments}
-    return model.fit(*lookups(), epochs=epochs, callbacks=[callback], **arguments)
+    return model.fit(*lookups(), epochs=epochs, callbacks=list(callbacks), **arguments)
 
 
 def events(folder):
