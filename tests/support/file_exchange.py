@@ -3,7 +3,8 @@
     python -m support.file_exchange save FOLDER    trains, saves, and trains on
     python -m support.file_exchange load FOLDER    loads what was saved there, and trains on
 
-Several pairs are done one after the other. Each writes the states that it comes through: FOLDER/NAME.WHEN.npz.
+Several pairs are done one after the other. Each writes the states that it comes through:
+FOLDER/NAME.WHEN.npz.
 """
 
 import sys
