@@ -11,11 +11,13 @@ from support.training import hard_gradients, initial_weights, take_steps, trajec
 
 import keras_yogi
 
-# Every rule in float32, by each engine and in each compiled mode; every kind of rule in float64.
+# Every rule in both dtypes, by each engine and in each compiled mode; every kind of rule compiled
+# in float64.
 LAST = list(ENGINES)[-1]
 HOW = [
     *((case, engine, "eager", "float32") for case in CASES for engine in ENGINES),
     *((case, LAST, mode, "float32") for case in CASES for mode in MODES if mode != "eager"),
+    *((case, "unfused", "eager", "float64") for case in CASES),
     *((case, engine, COMPILED, "float64") for case in KINDS for engine in ENGINES),
     *((case, "unfused", XLA, "float32") for case in KINDS if len(ENGINES) > 1),
 ]
