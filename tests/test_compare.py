@@ -14,19 +14,16 @@ import numpy as np
 import pytest
 from matplotlib import colors, image
 from scipy import stats
-from support.processes import ROOT, environment, run_python
+from support.processes import ROOT, environment
+from support.scripts import run_script
 from support.tensorboard_server import tensorboard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-EXAMPLES = ROOT / "examples"
+COMPARE = ROOT / "examples" / "compare.py"
 OPTIMIZERS = ["keras_yogi.Adam", "keras_yogi.Yogi", "keras.optimizers.Adam"]
 STEPS_OF_TWO_EPOCHS = {"diabetes": 24, "digits": 90}  # 353 and 1,437 rows in batches of 32
 DATASETS = ["diabetes", pytest.param("digits", marks=pytest.mark.slow)]
-
-
-def run_example(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    return run_python(EXAMPLES / "compare.py", *arguments, cwd=folder, **variables)
 
 
 def results_of(logdir: Path) -> dict:
@@ -59,7 +56,7 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def job(request, tmp_path_factory):
     """A quick run from an arbitrary working directory, with the default log folder."""
     folder = tmp_path_factory.mktemp(request.param)
-    finished = run_example(folder, "--quick", "--dataset", request.param)
+    finished = run_script(COMPARE, "--quick", "--dataset", request.param, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     logdir = folder / "logs" / f"compare-{request.param}"
     return SimpleNamespace(
@@ -84,11 +81,12 @@ def test_tensorboard_gets_what_the_optimizer_does(job):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("job", ["diabetes"], indirect=True)
 def test_no_noise_of_tensorflow_and_what_is_printed_last(job, tmp_path):
     """Neither from C++, before any setting is read; in a shell that sets nothing."""
     variables = environment()
     variables.pop("TF_CPP_MIN_LOG_LEVEL")
-    command = [sys.executable, EXAMPLES / "compare.py", "--epochs", "1", "--logdir", tmp_path]
+    command = [sys.executable, COMPARE, "--epochs", "1", "--logdir", tmp_path]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     *_, picture, board = job.output.splitlines()
@@ -201,7 +199,7 @@ def test_with_the_same_epsilon_both_adams_take_the_same_way(compare, tmp_path):
     ε = 1e-8, at one place 1e-8 and at the other up to 1e-8 / √0.001 next to roots of 1e-2 to 1:
     3e-5 in the first steps, less later. Other batches change the losses by over 1e-2.
     """
-    compare.main(["--epochs", "4", "--epsilon", "1e-8", "--logdir", str(tmp_path)])
+    compare.main(["--epochs", "2", "--epsilon", "1e-8", "--logdir", str(tmp_path)])
     ours, theirs = (
         results_of(tmp_path)["optimizers"][name]["train"]["mean"]
         for name in ("keras_yogi.Adam", "keras.optimizers.Adam")
@@ -290,6 +288,7 @@ def test_airfoil_gives_the_textbooks_losses(compare, airfoil_file, monkeypatch, 
 # A TensorBoard server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["diabetes"], indirect=True)
 def test_tensorboard_server_shows_every_run(job, tmp_path):
     expected = {}

@@ -1,7 +1,8 @@
 """examples/compare.py with wrong arguments, wrong data, and no data."""
 
 import pytest
-from test_compare import run_example
+from support.processes import run_python
+from test_compare import COMPARE
 
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
 
@@ -73,11 +74,13 @@ def test_data_that_is_not_the_airfoil_file_is_refused(
         assert "No such file or directory" in message
 
 
+@pytest.mark.slow
 def test_without_file_and_network_the_error_says_how_to_give_the_file(tmp_path):
-    finished = run_example(
-        tmp_path,
+    finished = run_python(
+        COMPARE,
         "--dataset",
         "airfoil",
+        cwd=tmp_path,
         KERAS_YOGI_DATA="",
         KERAS_HOME=str(tmp_path / "keras"),  # so that no cached download is found
         **NO_NETWORK,

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from keras import ops
 from support.backend import FIT_MODES, MODES, in_eager_and_compiled, tensor
-from support.cases import LEARNING_RATE, default_case, plain_case
+from support.cases import CASES, LEARNING_RATE, plain_case
 from support.comparison import TOLERANCE, assert_agrees
-from support.training import hard_gradients, initial_weights, take_steps, variables_of
+from support.training import hard_gradients, initial_weights, ones_of, take_steps, variables_of
+
+import keras_yogi
 
 pytestmark = pytest.mark.float64
 
@@ -98,6 +100,18 @@ def test_callable_learning_rate(case, mode):
     assert_agrees(optimizer, variables, reference, TOLERANCE["float64"])
 
 
+@in_eager_and_compiled
+@plain_case
+def test_a_learning_rate_is_not_rounded_to_float32_for_float64_weights(case, mode):
+    """The first step of Adam, and of Yogi from zero, is η itself where ε is 0."""
+    start = {"initial_accumulator_value": 0.0} if case.optimizer_class is keras_yogi.Yogi else {}
+    optimizer = case.optimizer(lambda: 0.01, epsilon=0.0, **start)
+    variables = ones_of((3,), (2, 2), (250, 250), dtype="float64")
+    take_steps(optimizer, variables, [[np.ones(v.shape) for v in variables]], mode)
+    for variable in variables:
+        np.testing.assert_allclose(variable.numpy(), 0.99, rtol=0, atol=1e-14)
+
+
 FACTOR = 0.5
 LEARNING_RATE_CALLBACKS = {
     "LearningRateScheduler": (
@@ -112,17 +126,20 @@ LEARNING_RATE_CALLBACKS = {
 }
 
 
-@pytest.mark.parametrize("compile_arguments", FIT_MODES.values(), ids=FIT_MODES)
 @pytest.mark.parametrize(
-    ("callback", "rates"), LEARNING_RATE_CALLBACKS.values(), ids=LEARNING_RATE_CALLBACKS
+    ("case", "callback", "mode"),
+    [
+        *(("yogi", "LearningRateScheduler", mode) for mode in FIT_MODES),
+        ("adam", "ReduceLROnPlateau", list(FIT_MODES)[-1]),
+    ],
 )
-@default_case
-def test_callbacks_that_change_the_learning_rate(case, callback, rates, compile_arguments):
+def test_callbacks_that_change_the_learning_rate(case, callback, mode):
     """The loss is the mean output of a linear layer, its gradient the mean input of the batch."""
     x = np.random.default_rng(13).normal(size=(16, 3)).astype("float32")
     layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
     model = keras.Sequential([keras.Input((3,)), layer])
-    model.compile(case.optimizer(), loss=lambda y, p: ops.mean(p), **compile_arguments)
+    case, (callback, rates) = CASES[case], LEARNING_RATE_CALLBACKS[callback]
+    model.compile(case.optimizer(), loss=lambda y, p: ops.mean(p), **FIT_MODES[mode])
     model.fit(x, x[:, :1], batch_size=4, epochs=4, shuffle=False, verbose=0, callbacks=[callback()])
     reference = case.keras_reference([np.ones((3, 1))])
     for rate in rates:

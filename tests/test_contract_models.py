@@ -21,9 +21,11 @@ if ON_TENSORFLOW:
     import tensorflow as tf
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@default_case
+@pytest.mark.parametrize(
+    ("case", "policy"), [("adam", "mixed_bfloat16"), ("yogi", "mixed_float16")]
+)
 def test_mixed_precision_policies(case, policy):
+    case = DEFAULT[case]
     x, y = regression()
     with dtype_policy(policy):
         mixed = regression_model(case.optimizer(), jit_compile=False)

@@ -60,6 +60,7 @@ def test_training_goes_on_in_a_new_process_bit_for_bit(folder, training, way):
 
 
 @tensorflow_only
+@pytest.mark.slow
 def test_a_warm_start_shows_in_the_end(folder):
     """Or else the comparison above would not see one that is lost on the way."""
     ends = [jobs.load_state(folder / c / "here.npz") for c in ("warm yogi", "yogi")]

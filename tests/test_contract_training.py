@@ -3,8 +3,17 @@
 import keras
 import numpy as np
 import pytest
-from support.backend import BACKEND, COMPILED, XLA, array
-from support.cases import KERAS_OPTIONS, OPTIONS, default_case, every_case, options, plain_case
+from support.backend import BACKEND, COMPILED, ENGINES, XLA, array
+from support.cases import (
+    CASES,
+    KERAS_OPTIONS,
+    OPTIONS,
+    PLAIN,
+    default_case,
+    every_case,
+    options,
+    plain_case,
+)
 from support.comparison import (
     TOLERANCE,
     assert_agrees,
@@ -31,23 +40,38 @@ def assert_agrees_at_every_step(case, options, mode, dtype="float64"):
     assert_same_trajectory(actual, expected, 2 * TOLERANCE[dtype])
 
 
-# Schedules are in test_contract_learning_rates.
-@options(name for name, o in KERAS_OPTIONS.items() if "learning_rate" not in o)
-@plain_case
-def test_keras_arguments(case, options):
-    assert_agrees_at_every_step(case, options, COMPILED)
+# Schedules are in test_contract_learning_rates. Each engine has every option; where there is one
+# engine alone, the rules take turns.
+ARGUMENTS = [name for name, options in KERAS_OPTIONS.items() if "learning_rate" not in options]
+CASES_OF_EACH = [
+    (case, option)
+    for number, option in enumerate(ARGUMENTS)
+    for case in (PLAIN if len(ENGINES) > 1 else [list(PLAIN)[number % 2]])
+]
+
+
+@pytest.mark.parametrize(("case", "option"), CASES_OF_EACH)
+def test_keras_arguments(case, option):
+    assert_agrees_at_every_step(PLAIN[case], OPTIONS[option], COMPILED)
 
 
 @options(["accumulation, clipnorm, decay", "decay, overwriting ema"])
-@every_case
+@plain_case
 def test_keras_arguments_together(case, options):
     assert_agrees_at_every_step(case, options, "eager")
 
 
-@options(["global_clipnorm", "accumulation, overwriting ema"])
-@default_case
-def test_keras_arguments_in_xla(case, options):
-    assert_agrees_at_every_step(case, options, XLA, "float32")
+@every_case
+def test_keras_arguments_with_every_kind_of_rule(case):
+    options = OPTIONS["accumulation, clipnorm, decay"]
+    assert_agrees_at_every_step(case, options, COMPILED)
+
+
+@pytest.mark.parametrize(
+    ("case", "option"), [("adam", "global_clipnorm"), ("yogi", "accumulation, overwriting ema")]
+)
+def test_keras_arguments_in_xla(case, option):
+    assert_agrees_at_every_step(CASES[case], OPTIONS[option], XLA, "float32")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

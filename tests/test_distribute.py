@@ -31,7 +31,7 @@ from support.processes import run_python
 from support.reference import KerasReference, reference_trajectory
 from support.training import trajectory
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.distribute]
 
 # The replicas' gradients add up without rounding, and the update is the same sequence of float32
 # operations: the trajectories are equal to the last bit where the machine's scalar and vector
@@ -329,6 +329,14 @@ def test_warm_start_under_the_strategy(results):
     assert np.max(expected["started"]["velocity"][0]) > 0
     for when in expected:
         assert_same_fit(results["warm_start"][when], expected[when])
+
+
+def test_each_replica_keeps_its_own_statistics_in_a_warm_start(results):
+    assert all(results["own statistics"].values()), results["own statistics"]
+
+
+def test_diagnose_under_the_strategy(results):
+    assert results["figures"] == "agree"
 
 
 def test_get_slot_everywhere(results):

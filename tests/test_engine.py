@@ -43,11 +43,15 @@ def layout_variables(layout, seed=0):
 
 
 def layout_gradients(layout, step):
+    """Student's t with 2 degrees of freedom, which is normal / √exponential; 30 % zeros."""
     random = np.random.default_rng(1000 + step)
-    return [
-        tf.constant(random.standard_t(2, size=shape) * (random.random(shape) > 0.3), dtype)
-        for shape, dtype in layout
-    ]
+    gradients = []
+    for shape, dtype in layout:
+        # Drawn in float32, which is quicker, and where an exponential may be 0
+        normal = random.standard_normal(shape, "float32")
+        root = np.sqrt(random.standard_exponential(shape, "float32") + np.float32(1e-7))
+        gradients.append(tf.constant(normal / root * (random.random(shape) > 0.3), dtype))
+    return gradients
 
 
 def after_steps_on(layout, optimizer, mode, steps, missing=lambda step, index: False):
@@ -104,13 +108,14 @@ def test_agrees_with_the_specification_after_100_steps(case, mode):
     assert_engines_agree(case, LAYOUT, mode, 100, beta_2=0.999)
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-@over(KINDS)
-def test_variables_without_a_gradient_stay(case, mode):
+@pytest.mark.parametrize(
+    ("kind", "mode"), [*((kind, "eager") for kind in KINDS), ("yogi, proximal", "graph")]
+)
+def test_variables_without_a_gradient_stay(kind, mode):
     def missing(step, index):  # every third variable in turn, and once all but one
         return (index + step) % 3 == 0 if step != 2 else index != 0
 
-    assert_engines_agree(case, LAYOUT, mode, 6, missing)
+    assert_engines_agree(KINDS[kind], LAYOUT, mode, 6, missing)
 
 
 # Not (0, 0, 2): Keras's own accumulation takes adding such arrays for adding a bias.
@@ -331,7 +336,7 @@ def test_is_fused_under_a_strategy_too(argument):
 )
 def test_agrees_whatever_the_limits_are(limits):
     layout = [*LAYOUT, ((3,), "float32")]  # so that all of float32 are an odd number
-    assert_engines_agree(CASES["yogi"], layout, "graph", 20, limits=limits)
+    assert_engines_agree(CASES["yogi"], layout, "graph", 8, limits=limits)
 
 
 def test_the_limits_of_the_documentation():

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 import pytest
 from matplotlib import image
-from support.processes import ROOT, run_python
+from support.processes import ROOT
 from support.reference import Reference
+from support.scripts import run_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import keras_yogi
@@ -23,7 +24,7 @@ NAMES = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py") if path.stem not 
 
 
 def run_example(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
-    return run_python(EXAMPLES / f"{name}.py", *arguments, cwd=folder, CUDA_VISIBLE_DEVICES="")
+    return run_script(EXAMPLES / f"{name}.py", *arguments, cwd=folder)
 
 
 @pytest.fixture(scope="session")

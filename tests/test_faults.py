@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL"),
 ]
 
-KILLS = 20
+KILLS = 12
 ORDINARY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]  # root, held to file modes
 
 

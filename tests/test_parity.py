@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import record_peers
 from keras import ops
+from support.backend import WITHOUT_XLA
 from support.peer_formulas import PeerFormula, peer_trajectory
 from support.processes import ROOT, TESTS
 from support.recorded_runs import BETAS, RECORDED_RUNS, RUN_OF, RecordedRun, stored_as_float32
@@ -142,7 +143,7 @@ def test_training_with_tfa_is_repeated_and_resumed():
             epsilon_hat=True,
         )
         yogi.build(model.trainable_variables)
-        model.compile(yogi, loss="mse")
+        model.compile(yogi, loss="mse", **WITHOUT_XLA)
         return model
 
     def fit(model: keras.Model, steps: int) -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.float64
 def examples(number):
     return settings(
         # JAX compiles every operation anew for every shape.
-        max_examples=number // 10 if BACKEND == "jax" else number,
+        max_examples=number // 20 if BACKEND == "jax" else number,
         derandomize=True,
         deadline=None,
         database=None,

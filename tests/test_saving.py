@@ -5,10 +5,12 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from keras import ops
 from support.backend import ON_TENSORFLOW, array, tensorflow_only
-from support.cases import BOTH, CASES, OPTIONS, Case
-from support.comparison import assert_unchanged
+from support.cases import BOTH, CASES, OPTIONS, Case, plain_case
+from support.comparison import assert_unchanged, snapshot
 from support.models import fit_sine, model_state, sine_model
+from support.training import ones_of
 
 import keras_yogi
 
@@ -140,3 +142,54 @@ def test_get_slot_says_what_is_wrong():
         optimizer.get_slot(unknown, "velocity")
     with pytest.raises(ValueError, match="`variable` must be one of the variables"):
         optimizer.get_slot("kernel", "velocity")
+
+
+@tensorflow_only
+@plain_case
+def test_an_asynchronous_checkpoint_is_of_one_moment(case, tmp_path):
+    """Steps that are made while it is written are not in it."""
+    variables = ones_of((4,), (4,), (300, 200))
+    gradients = [tf.ones(v.shape) for v in variables]
+    optimizer = case.optimizer()
+    optimizer.build(variables)
+    optimizer.apply(gradients)
+    then = snapshot(optimizer, variables)
+    checkpoint = tf.train.Checkpoint(optimizer=optimizer, weights=variables)
+    options = tf.train.CheckpointOptions(experimental_enable_async_checkpoint=True)
+    path = checkpoint.save(str(tmp_path / "checkpoint"), options=options)
+    for _ in range(30):
+        optimizer.apply(gradients)
+    checkpoint.sync()
+    checkpoint.restore(path).assert_existing_objects_matched()
+    assert_unchanged(snapshot(optimizer, variables), then)
+
+
+# Equal numbers of arrays of equal shapes, which mean something else.
+CONFIGURATIONS = {
+    "averages": {"use_ema": True},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "neither": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("saved", "other"),
+    [(a, b) for a in CONFIGURATIONS for b in CONFIGURATIONS if a != b],
+)
+def test_a_state_of_another_configuration_is_not_taken(saved, other, tmp_path):
+    """Averages must not become sums of gradients. It is refused, or not loaded, with a warning."""
+
+    def model_of(name):
+        optimizer = CASES["yogi"].optimizer(**CONFIGURATIONS[name])
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        model.compile(optimizer, loss="mse")
+        optimizer.build(model.trainable_variables)
+        return model
+
+    source, target = model_of(saved), model_of(other)
+    source.optimizer.apply([ops.ones(v.shape) for v in source.trainable_variables])
+    source.save_weights(tmp_path / "saved.weights.h5")
+    before = snapshot(target.optimizer)
+    with pytest.raises((ValueError, UserWarning)):  # warnings are errors in these tests
+        target.load_weights(tmp_path / "saved.weights.h5")
+    assert_unchanged(before, snapshot(target.optimizer))

@@ -4,23 +4,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.backend import FIT_MODES, MODES, array
-from support.cases import CASES, CLIPPING, KINDS, OPTIONS, default_case, with_small_packs
-from support.comparison import TOLERANCE, assert_same_trajectory
-from support.training import state_of, variables_of
+from support.backend import FIT_MODES, MODES, array, tf_mode
+from support.cases import CASES, CLIPPING, KINDS, OPTIONS, with_small_packs
+from support.comparison import TOLERANCE, assert_all_close, assert_same_trajectory, snapshot
+from support.training import ones_of, state_of, variables_of
 
 import keras_yogi
 from keras_yogi.rules import YogiRule
 
 ROWS, WIDTH = 9, 3
-# Another number of rows in each step, some several times; row 8 never, row 0 once and then rests.
-BATCHES = [[0, 1, 1], [1, 2, 5, 2, 2], [5], [6, 7, 6, 1, 3, 4, 2], [3, 3], [1, 2, 5, 6, 7], [4, 4]]
-
-# A mode is the engine's concern, which does not know the rule.
-every_kind_and_mode = pytest.mark.parametrize(
-    ("kind", "mode"),
-    [*((kind, "graph") for kind in KINDS), *(("yogi", m) for m in MODES if m != "graph")],
-)
+# Three numbers of rows (a graph is made for each), some rows several times; row 8 never. Row 0 is
+# named once, and then rests.
+BATCHES = [[0, 1, 1], [2, 5, 2], [5], [6, 7, 6, 1, 3, 4, 2], [3], [1, 2, 5, 6, 7, 3, 3], [4, 4, 1]]
 
 
 def table():
@@ -81,8 +76,16 @@ LAYOUTS = {
 large_and_small = pytest.mark.parametrize("layout", ["packed", "large"])
 
 
-@every_kind_and_mode
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "kind", "mode"),
+    [
+        *(("large", kind, "graph") for kind in KINDS),
+        *(("large", "yogi", mode) for mode in MODES if mode != "graph"),
+        *(("packed", "yogi", mode) for mode in MODES),
+        *(("unfused", kind, "graph") for kind in ("yogi", "yogi, proximal")),
+        ("unfused", "amsgrad", "eager"),
+    ],
+)
 def test_lazy_rows_follow_the_formula(kind, mode, layout):
     optimizer = LAYOUTS[layout](CASES[kind], sparse_update="lazy")
     states = table_trajectory(optimizer, mode)
@@ -143,7 +146,10 @@ def test_lazy_yogi_without_momentum_is_exact(kind, equal):
             assert_same_trajectory(lazy, exact, 0.01)
 
 
-@every_kind_and_mode
+@pytest.mark.parametrize(
+    ("kind", "mode"),  # a mode is the engine's concern, which does not know the rule
+    [("amsgrad", "graph"), ("yogi, proximal", "graph"), ("yogi", "eager"), ("yogi", "xla")],
+)
 def test_exact_rows_of_a_large_table_are_its_dense_twin(kind, mode):
     """The engine reads the rows, moves the table as if it had no gradient, and writes the rows."""
     large, unfused = (
@@ -160,9 +166,13 @@ AROUND = (*CLIPPING, "loss_scale_factor", "weight_decay", "ema, overwriting", "s
 
 
 @pytest.mark.parametrize(
-    ("option", "mode"), [*((option, "graph") for option in AROUND), ("global_clipnorm", "xla")]
+    ("option", "mode", "layout"),
+    [
+        *((option, "graph", "large") for option in AROUND),
+        *((option, "graph", "packed") for option in ("global_clipnorm", "skip_nonfinite")),
+        ("global_clipnorm", "xla", "packed"),
+    ],
 )
-@large_and_small
 def test_where_a_batch_names_all_rows_lazy_is_exact(option, mode, layout):
     def run(how):
         optimizer = LAYOUTS[layout](CASES["yogi"], sparse_update=how, **OPTIONS[option])
@@ -261,11 +271,12 @@ def test_no_retracing_from_batch_to_batch(how):
     assert len(calls) == before
 
 
-@default_case
-@pytest.mark.parametrize("arguments", FIT_MODES.values(), ids=FIT_MODES)
-def test_fit(case, arguments):
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("adam", "fit"), ("yogi", "fit, eagerly"), ("yogi", "fit, no jit_compile")]
+)
+def test_fit(kind, mode):
     """In `fit`, rows of words that the data does not hold stay as they were."""
-    words = np.random.default_rng(3).integers(0, 20, size=(64, 6))
+    words = np.random.default_rng(3).integers(0, 20, size=(72, 6))
     labels = (words < 10).mean(axis=1, keepdims=True).astype("float32")
     embedding = keras.layers.Embedding(40, 4)
     model = keras.Sequential(
@@ -273,9 +284,69 @@ def test_fit(case, arguments):
     )
     model.build((None, 6))
     before = embedding.get_weights()[0]
-    model.compile(case.optimizer(0.05, sparse_update="lazy"), loss="mse", **arguments)
+    optimizer = CASES[kind].optimizer(0.05, sparse_update="lazy")
+    model.compile(optimizer, loss="mse", **FIT_MODES[mode])
     loss = model.fit(words, labels, batch_size=24, epochs=8, verbose=0).history["loss"]
     assert loss[-1] < 0.5 * loss[0]
     after = embedding.get_weights()[0]
     assert np.all(np.any(before != after, axis=1)[:20])
     np.testing.assert_array_equal(before[20:], after[20:])
+
+
+# Batches that name no rows, or one a thousand times
+
+# One that shares an array with others in the fused engine, one that is compiled on its own.
+SMALL, LARGE = (50, 3), (40_000, 2)
+
+
+@pytest.mark.parametrize("sparse_update", ["lazy", "exact"])
+@pytest.mark.parametrize(
+    ("engine", "shape", "mode"),
+    [
+        *(("fused", SMALL, mode) for mode in MODES),
+        *(("fused", LARGE, mode) for mode in ("eager", "graph")),
+        *(("unfused", SMALL, mode) for mode in ("eager", "graph")),
+    ],
+)
+def test_a_batch_that_names_no_rows(engine, shape, mode, sparse_update):
+    """The table stays, or moves as if its gradient were zero; the other variables move."""
+
+    def run(of_no_rows):
+        variables = ones_of(shape, (3,))
+        optimizer = CASES["yogi"].on(engine).optimizer(sparse_update=sparse_update)
+        optimizer.build(variables)
+
+        def step(*rows):
+            slices = tf.IndexedSlices(*rows, tf.constant(shape)) if len(rows) == 2 else rows[0]
+            optimizer.apply([slices, tf.ones(3)], variables)
+
+        step = tf_mode(mode)(step)
+        step(tf.ones((2, shape[1])), tf.constant([1, 3]))
+        after_one = array(variables[0])
+        if of_no_rows:
+            step(tf.zeros((0, shape[1])), tf.zeros(0, "int32"))
+        else:
+            step(tf.zeros(shape))
+        assert int(optimizer.iterations) == 2
+        assert float(variables[1].numpy()[0]) < 1.0
+        return after_one, snapshot(optimizer, variables)
+
+    after_one, state = run(of_no_rows=True)
+    if sparse_update == "lazy":
+        np.testing.assert_array_equal(state[0], after_one)
+    else:
+        # Rounded in another order
+        assert_all_close(state, run(of_no_rows=False)[1], 1e-6)
+
+
+@pytest.mark.parametrize(("engine", "dtype"), [("fused", "bfloat16"), ("unfused", "float16")])
+def test_pieces_in_half_precision_are_summed_in_float32(engine, dtype):
+    """One by one, ones would not get beyond 256 or 2048."""
+    (table,) = variables = ones_of((10, 2), dtype=dtype)
+    optimizer = CASES["yogi"].on(engine).optimizer(beta_1=0.0)
+    optimizer.build(variables)
+    pieces = tf.ones((4096, 2), dtype), tf.zeros(4096, "int32"), tf.constant([10, 2])
+    optimizer.apply([tf.IndexedSlices(*pieces)], variables)
+    momentum = array(optimizer.get_slot(table, "momentum"))
+    np.testing.assert_array_equal(momentum[0], 4096.0)
+    np.testing.assert_array_equal(momentum[1:], 0.0)

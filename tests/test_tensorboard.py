@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.backend import WITHOUT_XLA
 from support.figures import FIGURES, ROUNDING, by_hand
 from support.tensorboard_runs import (
     HISTOGRAMS,
@@ -39,14 +40,18 @@ def test_tags_values_and_steps_of_epochs(optimizer_class, fused, tmp_path):
     found = events(tmp_path)
     for tag in SCALARS | OF_VARIABLES:
         assert [step for step, _ in found[tag, "scalars"]] == [0, 1], tag
+
+    def last_of(tag):
+        return found[tag, "scalars"][1][1].item()
+
     assert all(value.dtype == "float32" for _, value in found["optimizer/update_norm", "scalars"])
 
     expected, of_model = by_hand(model.optimizer, model.trainable_variables)
     for figure in FIGURES:
-        last = scalars(tmp_path, f"optimizer/{figure}")[1]
+        last = last_of(f"optimizer/{figure}")
         assert last == pytest.approx(of_model[figure], rel=ROUNDING), figure
         for variable, of_variable in zip(VARIABLES, expected, strict=True):
-            last = scalars(tmp_path, f"optimizer_{figure}/{variable}")[1]
+            last = last_of(f"optimizer_{figure}/{variable}")
             assert last == pytest.approx(of_variable[figure], rel=ROUNDING), (variable, figure)
     assert scalars(tmp_path, "optimizer/learning_rate") == {0: 0.0625, 1: 0.0625}
     untouched = 30 - len(np.unique(lookups()[0]))
@@ -73,30 +78,38 @@ def test_what_keras_writes_is_as_keras_writes_it(tmp_path):
                 assert values == theirs[tag, plugin], tag
 
 
-@pytest.mark.parametrize(
-    ("frequency", "steps"),
-    [("batch", [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (np.int64(3), [3, 6]), (4, [4])],
-)
-def test_steps_of_batches(frequency, steps, tmp_path):
+def watched_at(folder, frequencies, epochs=2, batch_size=16, **arguments):
+    """One training that a callback watches at each of the frequencies; the folder of each."""
     model = lookup_model(keras_yogi.Yogi(0.0625))
-    # Keras's `update_freq` has no say in it.
-    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq=frequency, update_freq=100)
-    fit_lookups(model, callback)
-    for tag in SCALARS - {"optimizer/initial_rows"}:
-        assert list(scalars(tmp_path, tag)) == steps
-    for tag in OF_VARIABLES:  # at the end of epochs
-        assert list(scalars(tmp_path, tag)) == [0, 1]
+    model.compile(model.optimizer, loss="mse", **WITHOUT_XLA, **arguments)
+    folders = [folder / str(frequency) for frequency in frequencies]
+    callbacks = [
+        # Keras's `update_freq` has no say in it. (Of Keras's callbacks, one alone may have it.)
+        keras_yogi.TensorBoard(
+            of_one, optimizer_freq=frequency, update_freq=100 if frequency == 2 else "epoch"
+        )
+        for of_one, frequency in zip(folders, frequencies, strict=True)
+    ]
+    fit_lookups(model, *callbacks, epochs=epochs, batch_size=batch_size)
+    return folders
 
 
-@pytest.mark.parametrize(
-    ("frequency", "steps"), [("batch", [4, 8, 12]), (2, [4, 8, 12]), (6, [8, 12])]
-)
-def test_batches_are_counted_with_steps_per_execution(frequency, steps, tmp_path):
-    model = lookup_model(keras_yogi.Yogi(0.0625))
-    model.compile(model.optimizer, loss="mse", steps_per_execution=4)
-    callback = keras_yogi.TensorBoard(tmp_path, optimizer_freq=frequency)
-    fit_lookups(model, callback, epochs=1, batch_size=4)  # twelve batches
-    assert list(scalars(tmp_path, "optimizer/update_norm")) == steps
+def test_steps_of_batches(tmp_path):
+    steps = {"batch": [1, 2, 3, 4, 5, 6], 2: [2, 4, 6], np.int64(3): [3, 6], 4: [4]}
+    for folder, expected in zip(watched_at(tmp_path, steps), steps.values(), strict=True):
+        found = events(folder)
+        for tag in SCALARS - {"optimizer/initial_rows"}:
+            assert [step for step, _ in found[tag, "scalars"]] == expected
+        for tag in OF_VARIABLES:  # at the end of epochs
+            assert [step for step, _ in found[tag, "scalars"]] == [0, 1]
+
+
+def test_batches_are_counted_with_steps_per_execution(tmp_path):
+    steps = {"batch": [4, 8, 12], 2: [4, 8, 12], 6: [8, 12]}
+    of_twelve_batches = {"epochs": 1, "batch_size": 4, "steps_per_execution": 4}
+    folders = watched_at(tmp_path, steps, **of_twelve_batches)
+    for folder, expected in zip(folders, steps.values(), strict=True):
+        assert list(scalars(folder, "optimizer/update_norm")) == expected
 
 
 @pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 3}])

@@ -6,6 +6,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from support.backend import WITHOUT_XLA, in_eager_and_compiled
+from support.comparison import assert_all_close
+from support.models import model_state
+from support.training import ones_of, take_steps
 
 import keras_yogi
 
@@ -20,7 +24,7 @@ ONES = np.ones((40, 4), "float32"), np.ones((40, 2), "float32")
 def dense_model(optimizer, **layer):
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, **layer)])
-    model.compile(optimizer, loss="mse")
+    model.compile(optimizer, loss="mse", **WITHOUT_XLA)
     return model
 
 
@@ -28,7 +32,7 @@ def text_model(optimizer, **embedding):
     layers = [keras.layers.Embedding(10, 4, **embedding), keras.layers.Flatten()]
     inputs = keras.Input((2,), dtype="int32")
     model = keras.Sequential([inputs, *layers, keras.layers.Dense(1, "sigmoid")])
-    model.compile(optimizer, loss="mse")
+    model.compile(optimizer, loss="mse", **WITHOUT_XLA)
     model.set_weights([np.full(v.shape, 0.125) for v in model.variables])
     return model
 
@@ -50,9 +54,8 @@ def floatx(request):
     keras.config.set_dtype_policy(before[1])
 
 
-@every_optimizer
-def test_every_default_dtype(optimizer_class, floatx):
-    model = dense_model(optimizer_class(0.0625))
+def test_every_default_dtype(floatx):
+    model = dense_model(keras_yogi.Yogi(0.0625))
     kernel = model.trainable_variables[0]
     before = np.asarray(ops.convert_to_numpy(kernel), "float64")
     model.fit(*ONES, verbose=0)
@@ -118,6 +121,23 @@ def test_an_update_step_of_ones_own_gets_rows_that_exist(eagerly):
         tables.append(ops.convert_to_numpy(model.trainable_variables[0]))
     # float32: the pieces of a row are added in another order
     np.testing.assert_allclose(*tables, rtol=0, atol=1e-6)
+
+
+@in_eager_and_compiled
+@every_engine
+@every_optimizer
+def test_an_update_step_that_a_subclass_overrides_is_called(optimizer_class, fused, mode):
+    class KernelsStay(optimizer_class):
+        def update_step(self, gradient, variable, learning_rate):
+            share = 0.0 if len(variable.shape) == 2 else 1.0
+            super().update_step(gradient, variable, learning_rate * share)
+
+    kernel, bias, large = variables = ones_of((3, 4), (5,), (300, 200))
+    optimizer = KernelsStay(0.1, fused=fused)
+    take_steps(optimizer, variables, [[np.ones(v.shape) for v in variables]], mode)
+    np.testing.assert_array_equal(kernel.numpy(), 1.0)
+    np.testing.assert_array_equal(large.numpy(), 1.0)
+    assert np.all(bias.numpy() < 1.0)
 
 
 @every_engine
@@ -196,6 +216,29 @@ def test_steps_of_data_of_unknown_size_where_the_last_gradient_needs_no_batch(fu
     assert int(model.optimizer.iterations) == 12
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # said by Keras, once
+@on_tensorflow
+@every_engine
+def test_fit_on_a_dataset_of_unknown_length_makes_a_step_a_batch(fused):
+    """The end of the data must not count as a batch: neither in t nor in the weight decay. (With
+    Keras's own optimizers it does.)
+    """
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+
+    def run(length_is_known):
+        import tensorflow as tf
+
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+        model.compile(keras_yogi.Yogi(0.0625, weight_decay=0.1, fused=fused), "mse", **WITHOUT_XLA)
+        data = tf.data.Dataset.from_tensor_slices((x, x[:, :2])).batch(16)
+        data = data if length_is_known else data.filter(lambda *_: True)
+        model.fit(data, epochs=3, shuffle=False, verbose=0)
+        return model_state(model)
+
+    assert_all_close(run(False), run(True), 1e-6)
+
+
 class PlainSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """Without a `get_config`."""
 
@@ -229,20 +272,3 @@ def test_an_error_in_fit_is_not_hidden(optimizer_class):
     model.compile(optimizer_class(), loss="mse")
     with pytest.raises(RuntimeError, match="of the layer"):
         model.fit(*ONES, verbose=0)
-
-
-@every_engine
-def test_slots_compare_and_round_like_variables(fused):
-    variables = [keras.Variable(np.ones((3, 2))), keras.Variable(np.ones(2))]
-    optimizer = keras_yogi.Adam(fused=fused)
-    optimizer.build(variables)
-    for slot in optimizer.slots()["momentum"]:
-        assert np.all(ops.convert_to_numpy(slot == 0))
-        assert not np.any(ops.convert_to_numpy(slot != 0))
-        np.testing.assert_array_equal(ops.convert_to_numpy(round(slot)), 0)
-        np.testing.assert_array_equal(ops.convert_to_numpy(ops.add(slot, 1)), 1)
-        assert keras.backend.standardize_dtype(ops.convert_to_tensor(slot, "float16").dtype) == (
-            "float16"
-        )
-        assert (slot.trainable, slot.overwrite_with_gradient) == (False, False)
-        assert slot in [slot]

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.processes import run_python
+from support.backend import WITHOUT_XLA
 
 import keras_yogi
 
@@ -17,7 +17,7 @@ Y = X[:, :2]
 def compiled(optimizer=None, layers=(), **arguments):
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(2)])
-    model.compile(optimizer or keras_yogi.Yogi(0.01), loss="mse", **arguments)
+    model.compile(optimizer or keras_yogi.Yogi(0.01), loss="mse", **{**WITHOUT_XLA, **arguments})
     return model
 
 
@@ -61,20 +61,22 @@ DATA = {
     "PyDataset": Batches,
     "arrays": lambda: (X, Y),
 }
+# Every kind of data, and every option with what has a length and with what has none.
 OPTIONS = {
-    "default": {},
-    "eager": dict(run_eagerly=True),
-    "three steps an execution": dict(steps_per_execution=3),
-    "without XLA": dict(jit_compile=False),
+    "eager": (dict(run_eagerly=True), ["arrays", "unknown size"]),
+    "three steps an execution": (dict(steps_per_execution=3), DATA),
+    "with XLA": (dict(jit_compile=True), ["arrays", "unknown size"]),
+    "without XLA": ({}, DATA),
 }
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize("data", DATA.values(), ids=DATA.keys())
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_batches_are_counted_whatever_tells_their_number(data, options):
-    model = compiled(**options)
-    given = data()
+@pytest.mark.parametrize(
+    ("option", "data"), [(option, data) for option, (_, of) in OPTIONS.items() for data in of]
+)
+def test_batches_are_counted_whatever_tells_their_number(option, data):
+    model = compiled(**OPTIONS[option][0])
+    given = DATA[data]()
     x, y = given if isinstance(given, tuple) else (given, None)
     keras_yogi.warm_start(model, x, y, batch_size=16, verbose=0)
     for v, g in zip(velocities(model), mean_gradients(model, list(generator())), strict=True):
@@ -137,7 +139,9 @@ def test_variables_without_gradients_keep_their_velocity(is_built, scaled):
     keras.utils.set_random_seed(1)
     model = Averaged()
     optimizer = keras_yogi.Yogi(0.01, initial_accumulator_value=0.5)
-    model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer)
+    model.compile(
+        keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, **WITHOUT_XLA
+    )
     if is_built:
         model.optimizer.build(model.trainable_variables)
     keras_yogi.warm_start(model, X, verbose=0)
@@ -250,36 +254,3 @@ def test_keras_2_is_named():
         keras_yogi.warm_start(types.SimpleNamespace(optimizer=of_keras_2("Adam")), X, Y)
     with pytest.raises(ValueError, match=r"`optimizer` is of Keras 2.*TF_USE_LEGACY_KERAS"):
         keras_yogi.diagnose(of_keras_2("Adam"))
-
-
-# Replicas
-
-TWO_REPLICAS = """
-import keras, numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras_yogi
-x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-with strategy.scope():
-    layers = [keras.layers.Dense(3), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
-    model = keras.Sequential([keras.Input((4,)), *layers])
-    model.compile(keras_yogi.Yogi(0.01), "mse")
-model.fit(x, x[:, :2], epochs=0)
-parts = [part for v in model.variables for part in v.value.values]
-statistics = layers[1].moving_mean.value.values
-assert len(statistics) == 2
-for number, part in enumerate(statistics):
-    part.assign(tf.fill([3], float(number)))
-before = [part.numpy() for part in parts]
-keras_yogi.warm_start(model, x, x[:, :2], verbose=0)
-for part, value in zip(parts, before, strict=True):
-    np.testing.assert_array_equal(part.numpy(), value)
-assert model.optimizer.get_slot(layers[0].kernel, "velocity").numpy().max() > 0
-"""
-
-
-@pytest.mark.slow
-def test_each_replica_keeps_its_own_statistics():
-    process = run_python("-c", TWO_REPLICAS)
-    assert process.returncode == 0, process.stderr[-2000:]

@@ -87,17 +87,20 @@ COMPILED = {"tensorflow": "graph", "jax": "jit", "torch": "eager"}[BACKEND]
 XLA = {"tensorflow": "xla", "jax": "jit", "torch": "eager"}[BACKEND]
 in_eager_and_compiled = pytest.mark.parametrize("mode", sorted({"eager", COMPILED}))
 
-# Arguments of `compile` that change how `fit` runs a step. (torch.compile takes minutes.)
+# Arguments of `compile` that change how `fit` runs a step: on TensorFlow by XLA, unless it is told
+# otherwise. (torch.compile takes minutes.)
 FIT_MODES: dict[str, dict[str, Any]] = {
     "tensorflow": {
         "fit": {},
         "fit, eagerly": {"run_eagerly": True},
-        "fit, jit_compile": {"jit_compile": True},
         "fit, no jit_compile": {"jit_compile": False},
     },
     "jax": {"fit": {}, "fit, eagerly": {"run_eagerly": True}},
     "torch": {"fit": {}},
 }[BACKEND]
+# For `compile` where XLA is not what a test is about: a graph is there in a third of the time. (JAX
+# has nothing else to compile with.)
+WITHOUT_XLA: dict[str, Any] = {"jit_compile": False} if ON_TENSORFLOW else {}
 # The engines there are: the arguments that ask for them.
 ENGINES: dict[str, dict[str, Any]] = {
     "unfused": {"fused": False},

@@ -12,6 +12,10 @@ from support.training import hard_gradients, held, initial_weights, state_of, tr
 # Of each coordinate's largest value over the run. float64: a dozen roundings of 1.1e-16 a step
 # over 15 steps. float32 likewise, of 6e-8.
 TOLERANCE = {"float64": 1e-13, "float32": 4e-6}
+# Of each array's largest value. A compiled step sums in another order than single operations: 6e-8
+# a sum in the gradients of a dozen steps, each of which feeds the next; 4e-6 has been seen. An
+# option that is not heeded moves the weights by 100 times as much, which is tested too.
+ANOTHER_ORDER = 5e-5
 
 
 def assert_same_trajectory(actual: list, expected: list, tolerance: float) -> None:
@@ -43,12 +47,26 @@ def assert_follows_the_reference(case: Any, mode: str, dtype: str) -> None:
     assert_same_trajectory(actual, expected, tolerance)
 
 
+def assert_all_close(actual: Sequence[Any], expected: Sequence[Any], tolerance: float) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(
+            np.asarray(a, "float64"), np.asarray(b, "float64"), rtol=tolerance, atol=tolerance
+        )
+
+
 def assert_close(actual: Any, expected: Array, tolerance: float, label: str = "") -> None:
     """To `tolerance` of the array's largest value."""
     scale = np.max(np.abs(expected), initial=0.0) or 1.0
     np.testing.assert_allclose(
         np.asarray(actual, "float64"), expected, rtol=0, atol=tolerance * scale, err_msg=label
     )
+
+
+def assert_nearly_unchanged(
+    before: Sequence[Array], after: Sequence[Array], tolerance: float = ANOTHER_ORDER
+) -> None:
+    for old, new in zip(before, after, strict=True):
+        assert_close(new, old.astype("float64"), tolerance)
 
 
 def assert_agrees(

@@ -46,6 +46,8 @@ from support.distribute_training import (
     text_model,
     trajectories,
 )
+from support.figures import assert_figures
+from support.models import regression, regression_model
 from support.processes import ROOT
 from support.training import whole_weights
 
@@ -213,6 +215,37 @@ def warm_start(strategy: Strategy) -> dict[str, Any]:
     return {"started": end_of(model), "trained on": fit_texts(model, epochs=1)}
 
 
+def own_statistics(strategy: Strategy) -> dict[str, bool]:
+    """Whether `warm_start` leaves the moving statistics, of which each replica has its own."""
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    with strategy.scope():
+        layers = [keras.layers.Dense(3), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        model.compile(keras_yogi.Yogi(0.01), "mse")
+    model.fit(x, x[:, :2], epochs=0)
+    parts = [part for v in model.variables for part in v.value.values]
+    statistics = layers[1].moving_mean.value.values
+    for number, part in enumerate(statistics):
+        part.assign(tf.fill([3], float(number)))
+    before = [part.numpy() for part in parts]
+    keras_yogi.warm_start(model, x, x[:, :2], verbose=0)
+    return {
+        "of each replica": len(statistics) == strategy.num_replicas_in_sync,
+        "as before": all(map(np.array_equal, parts, before)),
+        "started": bool(model.optimizer.get_slot(layers[0].kernel, "velocity").numpy().max() > 0),
+    }
+
+
+def figures(strategy: Strategy) -> str:
+    """keras_yogi.diagnose, against what the slots give by hand."""
+    with strategy.scope():
+        optimizer = keras_yogi.Adam(0.0625)
+        model = regression_model(optimizer)
+    model.fit(*regression(), batch_size=8, verbose=0)
+    assert_figures(keras_yogi.diagnose(optimizer), optimizer, model.trainable_variables)
+    return "agree"
+
+
 HALF_PRECISION: dict[str, dict[str, Any]] = {
     "plain": {},
     "one after another": {"fused": False},
@@ -327,6 +360,8 @@ def mirrored(folder: Path) -> None:
         "saving": partial(saving, strategy, folder),
         **under(strategy, COMPILED_RULES),
         "warm_start": partial(warm_start, strategy),
+        "own statistics": partial(own_statistics, strategy),
+        "figures": partial(figures, strategy),
         "get_slot": partial(slot_as_seen, strategy),
         "half precision": partial(half_precision, strategy),
         "documentation": lambda: [float(loss) for loss in documentation["losses"]],

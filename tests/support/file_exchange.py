@@ -3,7 +3,8 @@
     python -m support.file_exchange save FOLDER    trains, saves, and trains on
     python -m support.file_exchange load FOLDER    loads what was saved there, and trains on
 
-Each writes the states that it comes through: FOLDER/NAME.WHEN.npz.
+Several pairs are done one after the other. Each writes the states that it comes through:
+FOLDER/NAME.WHEN.npz.
 """
 
 import sys
@@ -56,4 +57,5 @@ def load(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"save": save, "load": load}[sys.argv[1]](Path(sys.argv[2]))
+    for job, of_job in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        {"save": save, "load": load}[job](Path(of_job))

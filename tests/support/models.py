@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from support.backend import WITHOUT_XLA, gradients_of, tensor
 from support.comparison import snapshot
 from support.reference import Array
 
@@ -46,7 +47,7 @@ def regression_model(optimizer: Any, **compile_arguments: Any) -> keras.Model:
     keras.utils.set_random_seed(12)
     layers = [keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((3,)), *layers])
-    model.compile(optimizer, loss="mse", **compile_arguments)
+    model.compile(optimizer, loss="mse", **{**WITHOUT_XLA, **compile_arguments})
     return model
 
 
@@ -72,7 +73,7 @@ def sine_model(
     model = keras.Sequential([keras.Input((5,)), *hidden, keras.layers.Dense(1)])
     random = np.random.default_rng(8)
     model.set_weights([random.normal(size=w.shape) / 2 for w in model.get_weights()])
-    model.compile(optimizer, loss="mse", **arguments)
+    model.compile(optimizer, loss="mse", **{**WITHOUT_XLA, **arguments})
     return model
 
 
@@ -92,6 +93,22 @@ def fit_sine(
         epochs=first_epoch + epochs,
         callbacks=list(callbacks),
     )
+
+
+def by_loop(model: keras.Model, infinite: bool = False, epochs: int = EPOCHS) -> None:
+    """The steps of `fit_sine`, one call of `apply` after another."""
+    x, y = sine(infinite=infinite)
+    variables = model.trainable_variables
+    for start in list(range(0, len(x), 16)) * epochs:
+        batch = slice(start, start + 16)
+        gradients = gradients_of(
+            lambda batch=batch: keras.ops.mean(
+                keras.ops.square(model(x[batch]) - tensor(y[batch]))
+            ),
+            variables,
+        )
+        model.optimizer.apply(gradients, variables)
+    model.optimizer.finalize_variable_values(variables)
 
 
 def model_state(model: keras.Model) -> list[Array]:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from support.backend import WITHOUT_XLA
 from support.figures import FIGURES
 
 LAYERS = {
@@ -53,14 +54,14 @@ def lookup_model(optimizer, dropout=0.0):
             keras.layers.Dense(1, name="out"),
         ]
     )
-    model.compile(optimizer, loss="mse", metrics=["mae"])
+    model.compile(optimizer, loss="mse", metrics=["mae"], **WITHOUT_XLA)
     return model
 
 
-def fit_lookups(model, callback, epochs=2, **arguments):
+def fit_lookups(model, *callbacks, epochs=2, **arguments):
     """Three batches an epoch."""
     arguments = {"batch_size": 16, "verbose": 0, **arguments}
-    return model.fit(*lookups(), epochs=epochs, callbacks=[callback], **arguments)
+    return model.fit(*lookups(), epochs=epochs, callbacks=list(callbacks), **arguments)
 
 
 def events(folder):

@@ -44,6 +44,10 @@ def variables_of(weights: Sequence[Array], dtype: str = "float32") -> list[keras
     return [keras.Variable(np.array(w), dtype=dtype, name=f"w{i}") for i, w in enumerate(weights)]
 
 
+def ones_of(*shapes: tuple[int, ...], dtype: str = "float32") -> list[keras.Variable]:
+    return variables_of([np.ones(shape) for shape in shapes], dtype)
+
+
 def take_steps(
     optimizer: Any,
     variables: Sequence[keras.Variable],
@@ -79,6 +83,14 @@ def state_of(optimizer: Any, variables: Sequence[keras.Variable]) -> list[dict[s
         }
         for v in variables
     ]
+
+
+def stateless(optimizer: Any, count: int = 5) -> tuple[Any, tuple[list, list, list]]:
+    """A built optimizer's `stateless_apply`, and what it takes."""
+    variables = [keras.Variable(np.full(3, i + 1.0), dtype="float32") for i in range(count)]
+    optimizer.build(variables)
+    values = [v.value for v in variables]
+    return optimizer.stateless_apply, ([v.value for v in optimizer.variables], values, values)
 
 
 def trajectory(

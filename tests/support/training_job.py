@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_yogi
+from support.backend import WITHOUT_XLA
 from support.cases import CASES
 from support.models import EPOCHS, fit_sine, model_state, sine
 from support.processes import HANG
@@ -45,7 +46,7 @@ def model_of(training: str, **options: bool) -> keras.Model:
     last = keras.layers.Dense(1, use_bias=False, dtype="float64")
     layers = [keras.layers.Dense(7, activation="tanh"), last]
     model = keras.Sequential([keras.Input((5,)), *layers])
-    model.compile(TRAININGS[training](), loss="mse", **options)
+    model.compile(TRAININGS[training](), loss="mse", **{**WITHOUT_XLA, **options})
     return model
 
 
@@ -152,7 +153,7 @@ class Signs(keras.callbacks.Callback):
         os.write(self.pipe, b".")
 
 
-BATCHES = 601
+BATCHES = 361
 SAVE_FREQ = 3  # does not divide BATCHES: the last backup always has a batch to come
 
 

@@ -1,4 +1,4 @@
-"""Variables on a device that is not the first: run in a process of its own by `test_ordinary_uses`,
+"""Variables on a device that is not the first: `test_devices_and_threads` runs it in a new process,
 because TensorFlow must not have started when the CPU is divided into two logical devices.
 """
 
@@ -16,10 +16,14 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
-OPTIMIZERS = [keras_yogi.Adam, keras_yogi.Yogi]
-every_optimizer = pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
-every_engine = pytest.mark.parametrize("fused", ["auto", False])
-in_eager_and_graph = pytest.mark.parametrize("mode", ["eager", "graph"])
+every_way = pytest.mark.parametrize(
+    ("optimizer_class", "fused", "mode"),
+    [
+        (keras_yogi.Yogi, "auto", "eager"),
+        (keras_yogi.Yogi, "auto", "graph"),
+        (keras_yogi.Adam, False, "graph"),
+    ],
+)
 
 
 def placed(shapes, devices):
@@ -44,9 +48,7 @@ def after_two_steps(devices, shapes, optimizer_class, fused, mode):
 on_the_first_device = functools.cache(functools.partial(after_two_steps, ["CPU:0"]))
 
 
-@in_eager_and_graph
-@every_engine
-@every_optimizer
+@every_way
 @pytest.mark.parametrize("devices", [["CPU:1"], ["CPU:0", "CPU:1"]], ids=["one", "both"])
 @pytest.mark.parametrize(
     "shapes",
@@ -59,9 +61,7 @@ def test_steps_are_those_of_the_first_device(shapes, devices, optimizer_class, f
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@in_eager_and_graph
-@every_engine
-@every_optimizer
+@every_way
 @pytest.mark.parametrize("sparse_update", ["exact", "lazy"])
 @pytest.mark.parametrize("rows", [9, 40_000], ids=["small", "large"])
 def test_a_table_beside_variables_of_the_first_device(
