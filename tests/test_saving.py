@@ -32,8 +32,8 @@ def make(saved):
     return case.optimizer(**OPTIONS[option])
 
 
-def trained_model(optimizer, epochs=2):
-    model = sine_model(optimizer)
+def trained_model(optimizer, epochs=2, **arguments):
+    model = sine_model(optimizer, **arguments)
     fit_sine(model, epochs)
     return model
 
@@ -59,9 +59,13 @@ def test_config_holds_every_argument(optimizer):
     assert keras.saving.get_registered_name(optimizer) == f"keras_yogi>{optimizer.__name__}"
 
 
-@every_saved
-def test_training_goes_on_from_a_keras_file(saved, tmp_path):
-    model = trained_model(make(saved))
+@pytest.mark.parametrize(
+    ("saved", "compiled"),
+    [*((saved, {}) for saved in SAVED), ("everything", {"jit_compile": "auto"})],
+    ids=[*SAVED, "everything, compiled as Keras does by default"],
+)
+def test_training_goes_on_from_a_keras_file(saved, compiled, tmp_path):
+    model = trained_model(make(saved), **compiled)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.optimizer.get_config() == model.optimizer.get_config()

@@ -287,8 +287,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
             initializer: as Keras takes it. Defaults to "zeros".
             dtype: a dtype; float16 and bfloat16 become float32. Defaults to None: Keras's default
                 dtype.
-            *args: further arguments, as Keras takes them.
-            **kwargs: the same, by name.
+            **kwargs: further arguments, by name or by position, as Keras takes them.
         """
         dtype = half_precision.compute_dtype(dtype or keras.config.floatx())
         return super().add_variable(shape, initializer, dtype, *args, **kwargs)
