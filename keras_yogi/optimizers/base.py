@@ -271,7 +271,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
                 variable.shape, "zeros", "int16", layout=layout, name=slot_name
             )
 
-    def add_variable(
+    def add_variable(  # noqa: D417, because `**kwargs` explains `*args`
         self,
         shape: Sequence[int],
         initializer: Any = "zeros",
