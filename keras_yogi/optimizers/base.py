@@ -702,4 +702,4 @@ def _attribute(slot_name: str) -> str:
 
 def _constant(value: float) -> Any:
     """An initializer. keras.initializers.Constant would round float64 values to float32."""
-    return lambda shape, dtype=None: ops.full(shape, value, dtype)
+    return lambda shape, dtype=None: ops.zeros(shape, dtype) + value
