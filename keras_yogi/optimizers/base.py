@@ -8,7 +8,7 @@ same:
 - `_trainable_variables` is the list that the optimizer was built with, `_get_variable_index` a
   variable's index in it, `_var_key` the key by which Keras knows a variable.
 - `_use_weight_decay` knows which variables are excluded from weight decay.
-- `_track_variable` adds a slot that is not a Keras variable to `optimizer.variables`.
+- `_track_variable` adds a slot that `add_variable` has not made to `optimizer.variables`.
 - `_learning_rate` tells a number from a schedule; `_iterations` counts batches where `iterations`
   counts steps.
 - `_apply_weight_decay`, `_update_model_variables_moving_average` and
