@@ -248,12 +248,12 @@ class Backend:
             initial_values: the initial values of each variable's slots, by name; equal for
                 variables of one dtype.
             lazy_rows: leave rows without a gradient alone.
-            limits: sizes.
+            limits: sizes; None: no variables share arrays.
         """
         return {}
 
     def engine(self, group: Group, packs: Mapping[int, Any], limits: Limits | None) -> Engine:
-        """An engine.
+        """Makes the engine that updates these variables.
 
         Args:
             group: the variables and slots that share no arrays.
