@@ -3,16 +3,17 @@
 import os
 from pathlib import Path
 
+import pytest
+
+# Keras is not imported here: the process that only hands out tests to others need not wait for it.
+BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The card's number: what is not named there, no test sees.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("KERAS_YOGI_TEST_GPU", ""))
-if os.environ.get("KERAS_BACKEND") == "jax" and not os.environ.get("KERAS_YOGI_TEST_GPU"):
+if BACKEND == "jax" and not os.environ.get("KERAS_YOGI_TEST_GPU"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Eight devices, for the tests of keras.distribution
     os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-
-import keras
-import pytest
 
 HERE = Path(__file__).resolve().parent
 ON_EVERY_BACKEND = sorted(
@@ -46,7 +47,7 @@ mark `backends`. With another backend than TensorFlow no other module is looked 
 
 collect_ignore = (
     []
-    if keras.config.backend() == "tensorflow"
+    if BACKEND == "tensorflow"
     else [p.name for p in HERE.glob("test_*.py") if p.name not in ON_EVERY_BACKEND]
 )
 
@@ -72,6 +73,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
+    import keras
+
     keras.utils.set_random_seed(20181203)
 
 
@@ -82,7 +85,7 @@ def float64_on_jax(request):
     needed = request.node.get_closest_marker("float64") or (
         parameters and parameters.params.get("dtype") == "float64"
     )
-    if keras.config.backend() != "jax" or not needed:
+    if BACKEND != "jax" or not needed:
         yield
         return
     import jax
