@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,7 +13,8 @@ from support.backend import ON_TENSORFLOW, array, tensorflow_only
 from support.cases import BOTH, OPTIONS
 from support.comparison import assert_unchanged, snapshot
 from support.models import EPOCHS, fit_sine
-from support.processes import ROOT, run_python
+from support.processes import ROOT
+from support.scripts import run_script
 from support.states import (
     STATE_SHAPES,
     assert_of_use,
@@ -45,7 +47,7 @@ def folder(tmp_path_factory):
         (folder / training).mkdir()
         here = jobs.save_every_way(training, folder / training)
         np.savez(folder / training / "here.npz", *here)
-    done = run_python("-m", jobs.__name__, "continue", folder)
+    done = run_script(Path(jobs.__file__), "continue", folder, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from support.backend import tf_mode
 from support.cases import plain_case
 from support.comparison import assert_all_close, snapshot
-from support.processes import run_python
+from support.scripts import run_pytest
 from support.training import ones_of
 
 in_eager_and_graph = pytest.mark.parametrize("mode", ["eager", "graph"])
@@ -18,7 +18,7 @@ in_eager_and_graph = pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_variables_on_another_device():
     """In a process of its own, because TensorFlow must not have started."""
     path = Path(__file__).parent / "support" / "two_devices.py"
-    run = run_python("-m", "pytest", "-q", "-o", "addopts=", path, cwd=path.parents[1])
+    run = run_pytest("-q", "-o", "addopts=", path, cwd=path.parents[1])
     assert run.returncode == 0, run.stdout[-6000:]
 
 

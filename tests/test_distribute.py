@@ -27,8 +27,9 @@ from support.distribute_training import (
     replica_gradients,
     replica_weights,
 )
-from support.processes import run_python
+from support.processes import TESTS
 from support.reference import KerasReference, reference_trajectory
+from support.scripts import run_script
 from support.training import trajectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.distribute]
@@ -66,7 +67,7 @@ class Results:
 def results_of(mode: str, folder: Path) -> Results:
     """What is known of the cases, even if the process has broken off at one of them."""
     try:
-        completed = run_python("-m", "support.distribute_cases", mode, folder)
+        completed = run_script(TESTS / "support" / "distribute_cases.py", mode, folder, cwd=folder)
         end = completed.stderr[-3000:]
     except subprocess.TimeoutExpired as error:
         end = str(error)

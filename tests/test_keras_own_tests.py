@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.processes import run_python
+from support.scripts import run_pytest
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +25,10 @@ ABOUT_ADAM = f"AdamTest or OptimizerTest or ({SPARSE} and not test_sparse_gradie
 @pytest.mark.parametrize("fused", ["false", "true"])
 def test_keras_tests_pass_with_our_adam(fused, tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    run = run_python(
-        *("-m", "pytest", "-q", "-c", tmp_path / "pytest.ini", "-p", "support.keras_yogi_in_place"),
+    run = run_pytest(
+        *("-q", "-c", tmp_path / "pytest.ini", "-p", "support.keras_yogi_in_place"),
         *("-p", "no:cacheprovider", "-k", ABOUT_ADAM, *FILES),
+        cwd=tmp_path,
         IN_PLACE_FUSED=fused,
     )
     assert run.returncode == 0, run.stdout[-5000:]

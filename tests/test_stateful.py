@@ -20,7 +20,7 @@ import tensorflow as tf
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
-from support.processes import run_python
+from support.scripts import run_pytest
 from support.stateful import KINDS, ROADS, Gradient, assert_identical, checkpoint
 from support.stateful_machine import (
     DEVICES,
@@ -383,6 +383,6 @@ def test_all_agree_with_variables_on_two_devices():
     """In a process of its own, because TensorFlow must not have started."""
     here = Path(__file__)
     name = f"{here}::{test_all_agree_after_any_sequence.__name__}"
-    command = ("-m", "pytest", "-q", "-o", "addopts=", name)
-    run = run_python(*command, cwd=here.parents[1], KERAS_YOGI_STATEFUL_DEVICES="2")
+    devices = {"KERAS_YOGI_STATEFUL_DEVICES": "2"}
+    run = run_pytest("-q", "-o", "addopts=", name, cwd=here.parents[1], **devices)
     assert run.returncode == 0, run.stdout[-6000:]

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from support.figures import FIGURES, ROUNDING, by_hand
-from support.processes import run_python
+from support.scripts import run_script
 from support.tensorboard_runs import (
     OF_VARIABLES,
     SCALARS,
@@ -201,8 +201,9 @@ MIRRORED = """
 @pytest.mark.slow
 def test_mirrored_variables(tmp_path):
     """Two replicas and one end with the same slots, up to the order of a sum of gradients."""
-    code = textwrap.dedent(MIRRORED).format(folder=str(tmp_path))
-    done = run_python("-c", code)
+    script = tmp_path / "mirrored.py"
+    script.write_text(textwrap.dedent(MIRRORED).format(folder=str(tmp_path)), encoding="utf-8")
+    done = run_script(script, cwd=tmp_path)
     assert "OK mirrored 6" in done.stdout, done.stderr
     for runs in ("", "_batches"):
         mirrored, one = (tmp_path / f"{name}{runs}" for name in ("mirrored", "one"))

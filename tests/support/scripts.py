@@ -1,5 +1,5 @@
-"""Scripts, run as a user runs them, but in forks of one process that has imported TensorFlow and
-not yet used it: the import takes longer than most of them.
+"""Scripts in new processes, as a user runs them; but these are forks of one process that has
+imported TensorFlow and not yet used it: the import takes longer than most of them.
 
 python -m support.scripts    forks itself for each line of its input
 """
@@ -17,6 +17,8 @@ import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from support.processes import HANG, environment, module_command, run_python
 
@@ -41,16 +43,21 @@ def _server() -> subprocess.Popen:
     return server
 
 
-def run_script(path: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
-    """A Python file with these arguments, to its end, whatever that is."""
+def run_script(
+    path: Path, *arguments: object, cwd: Path, **more: str
+) -> subprocess.CompletedProcess:
+    """A Python file with these arguments, to its end, whatever that is. `more`: what it finds in
+    its environment, beside what this process has.
+    """
     if not CAN_FORK:
-        return run_python(path, *arguments, cwd=cwd, CUDA_VISIBLE_DEVICES="")
+        return run_python(path, *arguments, cwd=cwd, **{"CUDA_VISIBLE_DEVICES": "", **more})
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
         request = {
             "arguments": [str(path), *map(str, arguments)],
             "cwd": str(cwd),
             "outputs": [str(output) for output in outputs],
+            "more": more,
         }
         server = _server()
         print(json.dumps(request), file=server.stdin, flush=True)
@@ -59,11 +66,17 @@ def run_script(path: Path, *arguments: object, cwd: Path) -> subprocess.Complete
     return subprocess.CompletedProcess(request["arguments"], code, *texts)
 
 
-def _run(arguments: list[str], cwd: str, outputs: list[str]) -> None:
+def run_pytest(*arguments: object, cwd: Path, **more: str) -> subprocess.CompletedProcess:
+    """Tests that cannot be run in a process where TensorFlow has started."""
+    return run_script(Path(pytest.__file__).parent / "__main__.py", *arguments, cwd=cwd, **more)
+
+
+def _run(arguments: list[str], cwd: str, outputs: list[str], more: dict[str, str]) -> None:
     signal.alarm(HANG)  # ends the process even if a lock was held when it was forked
     for number, output in enumerate(outputs, start=1):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)
+    os.environ.update(more)
     sys.argv = arguments
     sys.path.insert(0, str(Path(arguments[0]).parent))
     code: Any = 1
