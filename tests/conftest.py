@@ -8,12 +8,16 @@ import pytest
 # Keras is not imported here: the process that only hands out tests to others need not wait for it.
 BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Two processes of tests share the cores: PyTorch's threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The card's number: what is not named there, no test sees.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("KERAS_YOGI_TEST_GPU", ""))
 if BACKEND == "jax" and not os.environ.get("KERAS_YOGI_TEST_GPU"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # Eight devices, for the tests of keras.distribution
-    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    # Eight devices, for the tests of keras.distribution. LLVM optimizes nothing: most programs run
+    # a few times only, and compiling them would take a third of these tests' time.
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    os.environ.setdefault("XLA_FLAGS", flags)
 
 HERE = Path(__file__).resolve().parent
 ON_EVERY_BACKEND = sorted(
