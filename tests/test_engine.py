@@ -19,13 +19,13 @@ from keras_yogi.engines import Limits
 from keras_yogi.optimizers import AdaptiveOptimizer
 from keras_yogi.rules import YogiRule
 
-# Small ones are packed, (225, 225) and others of its rank are compiled in one call, half precision
+# Small ones are packed, (300, 300) and others of its rank are compiled in one call, half precision
 # goes variable by variable.
 LAYOUT = [
     ((3, 2), "float32"),
-    ((225, 225), "float32"),
-    ((225, 220), "float32"),
-    ((220, 225), "float32"),
+    ((300, 300), "float32"),
+    ((300, 250), "float32"),
+    ((250, 300), "float32"),
     ((), "float32"),
     ((4, 4), "float32"),
     ((4,), "float64"),
