@@ -39,6 +39,7 @@ if keras.config.backend() == "tensorflow":
         if tf.executing_eagerly():
             return contextlib.nullcontext()
         values = [row_gradients.values_of(g) for g in reversed(gradients) if g is not None]
+        values = [value for value in values if tf.is_symbolic_tensor(value)]  # others are constants
         if not values:
             return contextlib.nullcontext()
         return tf.control_dependencies([next(filter(_needs_data, values), values[0])])
@@ -47,10 +48,10 @@ if keras.config.backend() == "tensorflow":
         """Whether a tensor of a graph is computed from more than variables and constants. The
         gradient of a penalty on weights alone, for example, is not.
         """
-        operations, seen = [getattr(value, "op", None)], set()
+        operations, seen = [value.op], set()
         while operations:
             operation = operations.pop()
-            if operation is None or operation in seen:
+            if operation in seen:
                 continue
             seen.add(operation)
             gives = {output.dtype for output in operation.outputs} - {tf.resource, tf.variant}

@@ -2,9 +2,12 @@
 that has it not, on either side of the threshold where that can be set.
 """
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
+from support.models import regression, regression_model
 
 import keras_yogi
 from keras_yogi.statistics import advice
@@ -34,6 +37,14 @@ def change(optimizer, variable, slot, rows, value):
 
 def test_healthy_slots_give_no_warning():
     assert keras_yogi.diagnose(optimizer_with([variable()])).warnings == []
+
+
+def test_the_end_of_fit_is_silent():
+    """Where warnings are errors too, and none of those that NumPy gives for Keras is left out."""
+    model = regression_model(keras_yogi.Adam())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(*regression(), verbose=0)
 
 
 # Forgetting

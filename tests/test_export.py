@@ -89,6 +89,24 @@ def test_a_saved_model_trains_on(case, tmp_path):
 
 
 @plain_case
+def test_gradients_that_are_constants(case, tmp_path):
+    """A step waits for its batch: for nothing, if no gradient needs one."""
+    module = tf.Module()
+    module.weights, module.gradient = tf.Variable([1.0, 2.0]), tf.constant([0.5, -1.0])
+    module.optimizer = case.optimizer()
+    module.optimizer.build([module.weights])
+
+    def train():
+        module.optimizer.apply([module.gradient], [module.weights])
+        return module.weights + 0.0
+
+    module.train = tf.function(train, input_signature=[], autograph=False)
+    tf.saved_model.save(module, str(tmp_path / "module"))
+    loaded = tf.saved_model.load(str(tmp_path / "module"))
+    np.testing.assert_array_equal(loaded.train(), module.train())
+
+
+@plain_case
 def test_an_export_archive_trains_on(case, tmp_path):
     """With a train step as one of its endpoints."""
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])

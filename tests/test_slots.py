@@ -31,6 +31,19 @@ def test_slots_compare_and_round_like_variables(case):
         assert slot in [slot]
 
 
+@plain_case
+def test_a_stateless_scope_has_values_of_its_own(case):
+    optimizer = case.optimizer()
+    optimizer.build(ones_of((2,), (3,)))
+    slot = optimizer.slots()["momentum"][0]
+    with keras.StatelessScope([(slot, ops.ones(2))]) as scope:
+        slot.assign(slot + 10.0)
+        inside = ops.convert_to_numpy(slot.value)
+    np.testing.assert_array_equal(inside, 11)
+    np.testing.assert_array_equal(ops.convert_to_numpy(scope.get_current_value(slot)), 11)
+    np.testing.assert_array_equal(ops.convert_to_numpy(slot.value), 0)
+
+
 @tensorflow_only
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize("found", ["variables", "slots"])

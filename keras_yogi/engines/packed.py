@@ -193,7 +193,8 @@ class PackedSlot(keras.Variable):
 
     @property
     def value(self) -> tf.Tensor:
-        return self._part.value
+        value = super().value  # another one inside of a keras.StatelessScope
+        return value.value if value is self._part else value
 
     def _direct_assign(self, value: Any) -> None:
         value = tf.ensure_shape(value, self.shape)  # if it is not known yet

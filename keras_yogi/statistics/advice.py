@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_yogi.any_optimizer import number, rule_of
+from keras_yogi.any_optimizer import rule_of
 from keras_yogi.rules import AdamRule
 from keras_yogi.statistics.collector import Statistics, StatisticsCollector
 from keras_yogi.statistics.figures import quantiles
@@ -67,7 +67,7 @@ def silent_start(optimizer: Any) -> str | None:
 
     It reads a sample, and changes nothing. `optimizer` is one of ours, built.
     """
-    if number(optimizer.iterations) < MIN_STEPS:
+    if int(optimizer.iterations.numpy()) < MIN_STEPS:
         return None
     found = StatisticsCollector(optimizer).estimate(compiled=False)
     if not found.get("held_back_share", 0.0) >= HELD_BACK_SHARE:
