@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from keras import ops
 
 from keras_yogi.any_optimizer import rule_of
 from keras_yogi.rules import AdamRule
@@ -67,7 +68,7 @@ def silent_start(optimizer: Any) -> str | None:
 
     It reads a sample, and changes nothing. `optimizer` is one of ours, built.
     """
-    if int(optimizer.iterations.numpy()) < MIN_STEPS:
+    if int(ops.convert_to_tensor(optimizer.iterations)) < MIN_STEPS:
         return None
     found = StatisticsCollector(optimizer).estimate(compiled=False)
     if not found.get("held_back_share", 0.0) >= HELD_BACK_SHARE:
