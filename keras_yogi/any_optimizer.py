@@ -88,7 +88,7 @@ def skipped_steps(optimizer: Any) -> int:
 
 def batches_made(optimizer: Any) -> int:
     """The batches that an optimizer was trained with, skipped and accumulated ones included."""
-    made = [int(ops.convert_to_tensor(each._iterations)) for each in unwrapped(optimizer)]
+    made = [int(ops.cast(each._iterations, "int32")) for each in unwrapped(optimizer)]
     return max(made, default=0) + skipped_steps(optimizer)
 
 

@@ -68,7 +68,7 @@ def silent_start(optimizer: Any) -> str | None:
 
     It reads a sample, and changes nothing. `optimizer` is one of ours, built.
     """
-    if int(ops.convert_to_tensor(optimizer.iterations)) < MIN_STEPS:
+    if int(ops.cast(optimizer.iterations, "int32")) < MIN_STEPS:
         return None
     found = StatisticsCollector(optimizer).estimate(compiled=False)
     if not found.get("held_back_share", 0.0) >= HELD_BACK_SHARE:
