@@ -8,6 +8,7 @@ number from a schedule, which is to be asked for the step before the present one
 """
 
 import dataclasses
+import warnings
 from typing import Any
 
 import keras
@@ -88,13 +89,22 @@ def skipped_steps(optimizer: Any) -> int:
 
 def batches_made(optimizer: Any) -> int:
     """The batches that an optimizer was trained with, skipped and accumulated ones included."""
-    made = [int(ops.cast(each._iterations, "int32")) for each in unwrapped(optimizer)]
+    made = [int(number(each._iterations)) for each in unwrapped(optimizer)]
     return max(made, default=0) + skipped_steps(optimizer)
 
 
 def number(scalar: Any) -> float:
     """The value of a scalar, a variable, a tensor or a number: 0.05 for 0.05 in float32."""
-    return float(str(np.asarray(ops.convert_to_numpy(scalar))[()]))
+    return float(str(to_numpy(scalar)[()]))
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """The array of a variable, a tensor or a number. Keras's own way makes NumPy 2 warn, and a user
+    may have made warnings errors.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return np.asarray(ops.convert_to_numpy(value))
 
 
 def hyperparameters(optimizer: Any) -> dict[str, Any]:

@@ -298,7 +298,7 @@ def forgets(rule: AdaptiveRule) -> bool:
     one, zero = ops.ones((), "float32"), ops.zeros((), "float32")
     slots = (one,) * len(rule.initial_values)
     _, (*_, rested) = rule.update(zero, zero, slots, rule.scalars(0.0, 1000, "float32"))
-    return bool(ops.convert_to_numpy(rested < one))
+    return bool(rested < one)
 
 
 def moving_average(average: Tensor, value: Tensor, beta: float) -> Tensor:

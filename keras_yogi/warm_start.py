@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_yogi import checks
+from keras_yogi.any_optimizer import number, to_numpy
 from keras_yogi.checks import KerasArguments
 from keras_yogi.optimizers.base import AdaptiveOptimizer
 from keras_yogi.rules import AdaptiveRule, Slots, StepScalars, Tensor
@@ -168,7 +169,7 @@ class _GradientSum(AdaptiveOptimizer):
             if slot is None or "float" not in keras.backend.standardize_dtype(variable.dtype):
                 continue  # Keras overwrites it with its gradient, or it is never trained
             total, count = (self.get_slot(variable, name) for name in ("sum", "count"))
-            seen = int(ops.convert_to_numpy(ops.max(count, initial=0.0)))
+            seen = int(ops.max(count, initial=0.0))
             if not ops.all(ops.isfinite(total)):
                 faulty.append(checks.path(variable))
             elif seen:
@@ -196,7 +197,7 @@ def _with_falling_scale(
 def _warn_of_batches_left_out(
     stand_in: keras.optimizers.LossScaleOptimizer, batches_seen: int
 ) -> None:
-    first, last = stand_in.initial_scale, float(ops.convert_to_numpy(stand_in.dynamic_scale))
+    first, last = stand_in.initial_scale, number(stand_in.dynamic_scale)
     if last < first:
         warnings.warn(
             f"`warm_start` used {batches_seen} batches and skipped others, whose gradients times "
@@ -219,7 +220,7 @@ def _optimizer_of(model: keras.Model) -> AdaptiveOptimizer:
             "`model` must be compiled with a loss and with keras_yogi.Adam or keras_yogi.Yogi. "
             f"Received: a {type(model).__name__} with {has}"
         )
-    if (steps := int(ops.convert_to_numpy(optimizer.iterations))) > 0:
+    if (steps := int(number(optimizer.iterations))) > 0:
         raise ValueError(
             "`model` must be untrained: a warm start would overwrite the velocities of its "
             f"optimizer. Received: an optimizer that has made {steps} steps"
@@ -247,7 +248,7 @@ def _untouched(
     def remember(logs: Any = None) -> None:
         before.update((id(v), v) for v in [*model.variables, *model.metrics_variables])
         parts = [part for variable in before.values() for part in _parts(variable)]
-        values.extend((part, ops.convert_to_numpy(part)) for part in parts)
+        values.extend((part, to_numpy(part)) for part in parts)
 
     attributes = {name: getattr(model, name) for name in _SET_BY_FIT if hasattr(model, name)}
     model.optimizer, model.train_function = stand_in, None

@@ -15,7 +15,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("KERAS_YOGI_TEST_GP
 if BACKEND == "jax" and not os.environ.get("KERAS_YOGI_TEST_GPU"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Eight devices, for the tests of keras.distribution. LLVM optimizes nothing: most programs run
-    # a few times only, and compiling them would take a third of these tests' time.
+    # a few times only, and optimizing them takes longer.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     os.environ.setdefault("XLA_FLAGS", flags)
 

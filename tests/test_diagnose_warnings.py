@@ -44,7 +44,8 @@ def test_the_end_of_fit_is_silent():
     model = regression_model(keras_yogi.Adam())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.fit(*regression(), verbose=0)
+        model.fit(*regression(), batch_size=8, epochs=4, verbose=0)
+        keras_yogi.diagnose(model.optimizer)
 
 
 # Forgetting

@@ -407,7 +407,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
     @property
     def skipped_steps(self) -> int:
         """The number of steps that `skip_nonfinite` has skipped; 0 without it."""
-        return int(self._skipped_steps.numpy()) if self.counters else 0
+        return int(ops.copy(self._skipped_steps)) if self.counters else 0
 
     @property
     def counters(self) -> tuple[keras.Variable, ...]:
@@ -618,7 +618,7 @@ class AdaptiveOptimizer(keras.optimizers.Optimizer):
 
     def _warn_if_most_steps_were_skipped(self) -> None:
         """Counts the steps since its last call: a model that has diverged skips every step."""
-        batches = int(self._iterations.numpy()) + self.skipped_steps
+        batches = int(ops.copy(self._iterations)) + self.skipped_steps
         counts = (self.skipped_steps, batches)
         known, self._known_counts = self._known_counts, counts
         skipped, made = (max(now - then, 0) for now, then in zip(counts, known, strict=True))

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from keras import ops
 
-from keras_yogi.any_optimizer import rule_of
+from keras_yogi.any_optimizer import number, rule_of
 from keras_yogi.rules import AdamRule
 from keras_yogi.statistics.collector import Statistics, StatisticsCollector
 from keras_yogi.statistics.figures import quantiles
@@ -68,7 +67,7 @@ def silent_start(optimizer: Any) -> str | None:
 
     It reads a sample, and changes nothing. `optimizer` is one of ours, built.
     """
-    if int(ops.cast(optimizer.iterations, "int32")) < MIN_STEPS:
+    if number(optimizer.iterations) < MIN_STEPS:
         return None
     found = StatisticsCollector(optimizer).estimate(compiled=False)
     if not found.get("held_back_share", 0.0) >= HELD_BACK_SHARE:

@@ -14,7 +14,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_yogi.any_optimizer import location, number, progress, rule_of, skipped_steps, unwrapped
+from keras_yogi.any_optimizer import (
+    location,
+    number,
+    progress,
+    rule_of,
+    skipped_steps,
+    to_numpy,
+    unwrapped,
+)
 from keras_yogi.statistics.figures import Sample, Terms, Totals, combine, figures, totals
 from keras_yogi.statistics.views import VariableView, views
 
@@ -174,4 +182,4 @@ def _flat(variable: Any) -> Any:
 
 
 def _arrays(terms: Terms) -> Terms:
-    return {name: np.asarray(ops.convert_to_numpy(values)) for name, values in terms.items()}
+    return {name: to_numpy(values) for name, values in terms.items()}
